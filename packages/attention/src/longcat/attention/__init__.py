@@ -1,0 +1,15 @@
+"""Multi-head Latent Attention with scale correction, and its latent cache."""
+
+from longcat.attention.cache import DenseLatentCache, KeyMask, LatentCache, causal_mask
+from longcat.attention.config import MLAConfig
+from longcat.attention.mla import MLA, MLAState
+
+__all__ = [
+    "MLA",
+    "DenseLatentCache",
+    "KeyMask",
+    "LatentCache",
+    "MLAConfig",
+    "MLAState",
+    "causal_mask",
+]

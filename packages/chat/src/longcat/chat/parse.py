@@ -1,0 +1,94 @@
+"""Text back to messages: of a reply as a model generates it, and of a whole conversation."""
+
+import re
+from dataclasses import dataclass
+
+from longcat.chat.render import Message, Role, render
+from longcat.chat.templates import template_named
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """What a model answered; `finished` says whether it ended by itself or was cut off."""
+
+    text: str
+    finished: bool
+
+
+def parse_reply(generated: str, template: str = "longcat") -> Reply:
+    """The reply in what a model generated after `render(..., add_generation_prompt=True)`.
+
+    Everything from the format's end marker on is dropped; without one the reply was cut off.
+    Raises ValueError for an unknown template.
+    """
+    text, end, _ = generated.partition(template_named(template).end)
+    return Reply(text=text, finished=bool(end))
+
+
+def parse(text: str, template: str = "longcat") -> list[Message]:
+    """The messages that `render` made this text from: the inverse of `render`.
+
+    A text that ends with the opening of a reply gives the messages before it.
+    Raises ValueError for text that `render` does not make, and for text that it makes from
+    more than one conversation: LongCat's format does not mark user text off, so a user who
+    writes " ASSISTANT:" makes the text ambiguous. Nothing is guessed.
+    """
+    form = template_named(template)
+    messages = _parse_longcat(text) if form.name == "longcat" else _parse_chatml(text)
+    if messages and text in _rendered(messages, template):
+        return messages
+    raise ValueError(
+        f"chat: this is not a conversation in the {form.name} format, or one that can be read "
+        f"in two ways: {text[:60]!r}{'...' if len(text) > 60 else ''}"
+    )
+
+
+def _rendered(messages: list[Message], template: str) -> list[str]:
+    """What `render` makes of these messages: one text, or two when a reply may be asked for."""
+    asked = (False, True) if messages[-1]["role"] == "user" else (False,)
+    try:
+        return [render(messages, template, add_generation_prompt=ask) for ask in asked]
+    except ValueError:  # a control string where only text may be: no conversation of ours
+        return []
+
+
+# The places where a conversation in LongCat's format can be cut: rounds, and replies in them.
+_ROUND = re.compile(r"(?:^| )\[Round (\d+)\] USER:")
+_REPLY = " ASSISTANT:"
+
+
+def _parse_longcat(text: str) -> list[Message] | None:
+    rounds = list(_ROUND.finditer(text))
+    if not rounds or [int(found[1]) for found in rounds] != list(range(len(rounds))):
+        return None
+    messages: list[Message] = []
+    if rounds[0].start() > 0:
+        head = text[: rounds[0].start()]
+        if not head.startswith("SYSTEM:"):
+            return None
+        messages.append({"role": "system", "content": head.removeprefix("SYSTEM:")})
+    ends = [found.start() for found in rounds[1:]] + [len(text)]
+    for found, end in zip(rounds, ends, strict=True):
+        body = text[found.end() : end]
+        if body.count(_REPLY) > 1:
+            return None
+        user, opened, reply = body.partition(_REPLY)
+        messages.append({"role": "user", "content": user})
+        if opened and (reply or end < len(text)):
+            messages.append({"role": "assistant", "content": reply.removesuffix("</longcat_s>")})
+    return messages
+
+
+def _parse_chatml(text: str) -> list[Message] | None:
+    text = text.removesuffix("<|im_start|>assistant\n")
+    messages: list[Message] = []
+    for piece in text.split("<|im_start|>")[1:]:
+        name, _, content = piece.partition("\n")
+        role = _ROLES.get(name)
+        if role is None:
+            return None
+        messages.append({"role": role, "content": content.removesuffix("<|im_end|>\n")})
+    return messages
+
+
+_ROLES: dict[str, Role] = {"system": "system", "user": "user", "assistant": "assistant"}

@@ -1,0 +1,42 @@
+"""Every LongCat-Flash operation once: numpy definition, eager torch, and Triton kernels.
+
+Each op is a folder with `reference.py` (float64 numpy, the definition), `eager.py` (torch, any
+device, gradients) and, for some, `triton_kernel.py`; the functions below pick one of them by the
+tensors' device (see dispatch.py). Shapes: B batch, T tokens, D model width, H heads, C latent,
+R rope, N FFN experts, Z identity experts, E = N + Z, K choices per token, S FFN slots, F FFN width.
+"""
+
+from longcat.kernels.dispatch import Backend, exact, exact_enabled, triton_installed, use_backend
+from longcat.kernels.experts import experts
+from longcat.kernels.linear import linear
+from longcat.kernels.linear.module import Linear
+from longcat.kernels.mla_decode import mla_decode
+from longcat.kernels.mla_prefill import mla_prefill
+from longcat.kernels.permute import PermutePlan, combine, permute
+from longcat.kernels.rmsnorm import RMSNorm, rmsnorm
+from longcat.kernels.rope import rope, rope_frequencies
+from longcat.kernels.route import expert_counts, route
+from longcat.kernels.swiglu import swiglu
+
+__all__ = [
+    "Backend",
+    "Linear",
+    "PermutePlan",
+    "RMSNorm",
+    "combine",
+    "exact",
+    "exact_enabled",
+    "expert_counts",
+    "experts",
+    "linear",
+    "mla_decode",
+    "mla_prefill",
+    "permute",
+    "rmsnorm",
+    "rope",
+    "rope_frequencies",
+    "route",
+    "swiglu",
+    "triton_installed",
+    "use_backend",
+]

@@ -1,0 +1,152 @@
+"""Which form of an op runs: numpy definition, eager torch, or Triton kernel.
+
+Every op exists up to three times under one signature. By default the tensor's device decides: a
+CUDA tensor takes the Triton kernel where the op has one, everything else takes eager torch.
+`use_backend` overrides the choice; `exact` asks for the forms whose rows do not depend on their
+neighbours. Both are context variables, so threads and async tasks do not disturb each other.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from typing import Any, Literal, cast, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Backend = Literal["numpy", "torch", "triton"]
+Form = Literal["numpy", "torch", "triton", "exact"]
+
+_requested: ContextVar[Backend | None] = ContextVar("longcat_kernels_backend", default=None)
+_exact: ContextVar[bool] = ContextVar("longcat_kernels_exact", default=False)
+
+
+@contextmanager
+def use_backend(name: Backend) -> Iterator[None]:
+    """Run every op inside the block in one form: "numpy", "torch" or "triton".
+
+    "numpy" is the float64 definition and computes no gradients. "triton" uses a kernel where the
+    op has one and eager torch elsewhere; on CPU tensors it needs TRITON_INTERPRET=1.
+
+    Raises:
+        ValueError: unknown name, or "triton" where Triton is not installed.
+    """
+    if name not in get_args(Backend):
+        raise ValueError(
+            f"use_backend: expected one of {', '.join(get_args(Backend))}, got {name!r}"
+        )
+    if name == "triton" and not triton_installed():
+        raise ValueError(
+            "use_backend: 'triton' needs the triton package, which is not installed; "
+            "run `pip install triton` (Linux only) or use the 'torch' backend"
+        )
+    token = _requested.set(name)
+    try:
+        yield
+    finally:
+        _requested.reset(token)
+
+
+@contextmanager
+def exact() -> Iterator[None]:
+    """Make forward results independent, bit for bit, of batch size, chunk size and neighbours.
+
+    Inside the block linears run in row tiles of one fixed size, experts in fixed tiles summed in
+    slot order, attention over a fixed split of the keys. Accepts float32 and float64 only; slower
+    than the default forms, whose results agree to a tolerance but not to the bit.
+    """
+    token = _exact.set(True)
+    try:
+        yield
+    finally:
+        _exact.reset(token)
+
+
+def exact_enabled() -> bool:
+    """Whether the caller is inside `exact()`."""
+    return _exact.get()
+
+
+@cache
+def triton_installed() -> bool:
+    """Whether `import triton` would find a package (without importing it)."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def choose(op: str, *tensors: Tensor | None, has_kernel: bool = False) -> Form:
+    """Pick the form of `op` that runs for these operands.
+
+    Raises:
+        ValueError: the requested backend cannot serve the call; the sentence says what can.
+    """
+    present = [tensor for tensor in tensors if tensor is not None]
+    requested = _requested.get()
+    if exact_enabled():
+        if requested in ("numpy", "triton"):
+            raise ValueError(
+                f"{op}: exact() runs the torch forms only, got use_backend({requested!r}) as well; "
+                "leave one of the two"
+            )
+        for tensor in present:
+            if tensor.is_floating_point() and tensor.dtype not in (torch.float32, torch.float64):
+                raise ValueError(
+                    f"{op}: exact() computes in float32 or float64, got {name_of(tensor.dtype)}; "
+                    "convert the operands with .float()"
+                )
+        return "exact"
+    if requested == "numpy":
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in present):
+            raise ValueError(
+                f"{op}: the numpy backend computes no gradients, and an operand requires one; "
+                "wrap the call in torch.no_grad() or use the 'torch' backend"
+            )
+        return "numpy"
+    if requested == "triton" and has_kernel:
+        on_cpu = any(tensor.device.type == "cpu" for tensor in present)
+        if on_cpu and os.environ.get("TRITON_INTERPRET") != "1":
+            raise ValueError(
+                f"{op}: the triton backend needs CUDA tensors, got CPU ones; move them to the GPU, "
+                "use the 'torch' backend, or set TRITON_INTERPRET=1 before Python starts"
+            )
+        return "triton"
+    # float64 on a GPU is for checking, and eager is what the checks are written against.
+    fast = all(tensor.is_cuda and tensor.dtype != torch.float64 for tensor in present)
+    if requested is None and has_kernel and fast and triton_installed():
+        return "triton"
+    return "torch"
+
+
+def through_numpy(definition: Callable[..., Any], *operands: Any, like: Tensor) -> Any:
+    """Run a numpy definition on tensors: float64 in, the dtype and device of `like` out.
+
+    Integer results stay int64 or bool. Tuples are converted element by element.
+    """
+    results = definition(*(to_numpy(operand) for operand in operands))
+    return _to_tensors(results, like)
+
+
+def to_numpy(value: Any) -> Any:
+    """A tensor as a numpy array (floating ones as float64); anything else unchanged."""
+    if not isinstance(value, Tensor):
+        return value
+    value = value.detach().cpu()
+    return (value.double() if value.is_floating_point() else value).numpy()
+
+
+def _to_tensors(results: Any, like: Tensor) -> Any:
+    if isinstance(results, tuple):
+        return tuple(_to_tensors(result, like) for result in results)
+    array = cast("np.ndarray[Any, Any]", np.ascontiguousarray(results))
+    tensor = torch.from_numpy(array.copy())
+    return tensor.to(like.device, like.dtype if tensor.is_floating_point() else tensor.dtype)
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """`float32` rather than `torch.float32`, for messages."""
+    return str(dtype).removeprefix("torch.")

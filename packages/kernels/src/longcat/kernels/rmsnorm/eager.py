@@ -1,0 +1,55 @@
+"""RMSNorm in eager torch.
+
+The gradient is written by hand: it needs x and one number per row, where autograd would keep three
+tensors of the size of x and walk over them again (about 1.8 times slower on a CPU).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def rmsnorm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """y = weight * (x / sqrt(mean(x^2) + eps)), see reference.py. x [..., D], weight [D].
+
+    The mean and the quotient are computed in float32 (float64 for float64 x); the quotient is
+    rounded to x.dtype before the weight multiplies it, as the released model does. The result has
+    the promoted dtype of x and weight.
+    """
+    y: Tensor = _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
+    return y
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        wide = _widen(x)
+        # The sum of squares as a norm: one pass, and no temporary of the size of x.
+        sum_of_squares = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_()
+        inverse = sum_of_squares.div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, inverse)
+        y: Tensor = (wide * inverse).to(x.dtype) * weight
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        # With n = x * inverse and h = grad * weight:
+        #   grad_x = inverse * (h - n * mean(h * n)),  grad_weight = sum over rows of grad * n.
+        x, weight, inverse = ctx.saved_tensors
+        normed = _widen(x) * inverse
+        through = (grad * weight).to(normed.dtype)
+        mean = (through * normed).mean(dim=-1, keepdim=True)
+        grad_weight = (
+            (grad * normed).flatten(end_dim=-2).sum(dim=0) if x.dim() > 1 else grad * normed
+        )
+        grad_x = torch.addcmul(through, normed, mean, value=-1).mul_(inverse)
+        return grad_x.to(x.dtype), grad_weight.to(weight.dtype), None
+
+
+def _widen(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()

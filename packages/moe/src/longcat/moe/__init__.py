@@ -1,0 +1,8 @@
+"""Stacked experts, identity experts that cost nothing, and the shortcut-connected MoE block."""
+
+from longcat.moe.block import Attention, ScMoEBlock
+from longcat.moe.config import MoEConfig
+from longcat.moe.ffn import DenseFFN
+from longcat.moe.mixture import Experts, MoE, MoERecord
+
+__all__ = ["Attention", "DenseFFN", "Experts", "MoE", "MoEConfig", "MoERecord", "ScMoEBlock"]

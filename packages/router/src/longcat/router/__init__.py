@@ -1,0 +1,17 @@
+"""Softmax router with zero-computation experts, its bias controller and its balance loss."""
+
+from longcat.router.balance import BalanceLoss, balance_loss, router_gradient_ratio
+from longcat.router.config import RouterConfig
+from longcat.router.controller import BiasController, ControllerConfig
+from longcat.router.router import Router, Routing
+
+__all__ = [
+    "BalanceLoss",
+    "BiasController",
+    "ControllerConfig",
+    "Router",
+    "RouterConfig",
+    "Routing",
+    "balance_loss",
+    "router_gradient_ratio",
+]

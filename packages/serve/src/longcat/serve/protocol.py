@@ -1,0 +1,75 @@
+"""What a model must offer to be decoded: two short protocols, and nothing about weights.
+
+Shape legend: B sequences, T tokens fed in one call, D model width, V vocabulary.
+
+`longcat.serve` never loads a checkpoint and never imports a model. A model that satisfies
+`Model` structurally (no inheritance needed) decodes with everything in this package.
+"""
+
+from typing import Any, Protocol
+
+from torch import Tensor
+
+
+class Cache(Protocol):
+    """Latents of the tokens seen so far, for the target's layers and for the draft head.
+
+    The draft head's latents are counted apart: its position i holds the pair
+    (token i+1, hidden i), so it may lag behind the target, and it runs ahead of it while a
+    chain of drafts is being proposed.
+    """
+
+    @property
+    def length(self) -> int:
+        """Target tokens stored."""
+        ...
+
+    def truncate(self, length: int) -> None:
+        """Forget everything at positions >= `length`, in the target's layers and in the head's."""
+        ...
+
+
+class Model(Protocol):
+    """A causal language model with a latent cache and, perhaps, a multi-token-prediction head.
+
+    `cache` is always what this model's own `new_cache` returned, so an implementation may
+    annotate it with its own class; the protocol says Any to allow that.
+
+    Source: report section 2.4 (the head) and section 5 (its use as a draft).
+    """
+
+    @property
+    def has_draft_head(self) -> bool: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def max_position(self) -> int:
+        """Longest sequence the model takes, prompt and generated tokens together."""
+        ...
+
+    @property
+    def eos_token_id(self) -> int | None: ...
+
+    def new_cache(self, batch: int, max_tokens: int) -> Cache:
+        """An empty cache with room for `max_tokens` positions of `batch` sequences."""
+        ...
+
+    def target(
+        self, ids: Tensor, cache: Any, attention_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Append ids[B,T] to the cache; return logits[B,T,V] and hidden[B,T,D].
+
+        hidden is what the language-model head reads (after the final norm), because that is
+        also what the draft head reads. attention_mask[B, cache.length + T] (True: a real
+        token) is given for left-padded batches only. ids and mask arrive on the host; the
+        model moves them to its own device.
+        """
+        ...
+
+    def draft(self, ids: Tensor, hidden: Tensor, cache: Any) -> tuple[Tensor, Tensor]:
+        """Append T draft latents; return logits[B,T,V] and the head's own hidden[B,T,D].
+
+        Column t pairs the token ids[:, t] with the hidden state of the position *before* it.
+        ids arrive on the host, as in `target`.
+        """
+        ...

@@ -1,0 +1,1 @@
+"""What `longcat bench` measures, and how: interleaved medians, and the machine they came from."""

@@ -1,0 +1,208 @@
+"""`longcat generate`: continue a prompt, token by token, with the MTP head as the draft."""
+
+import codecs
+import json
+import os
+import sys
+import time
+from contextlib import nullcontext
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from longcat.cli.models import FoundModel, find_model, torch_dtype
+from longcat.cli.stream import TokenPrinter
+
+if TYPE_CHECKING:
+    from longcat.flash import FlashModel
+    from longcat.flash.tokenizer import Tokenizer
+    from longcat.serve import Decoding, Token
+
+DEFAULT_MAX_TOKENS = 200
+# Below this many parameters a second thread gains nothing for one token at a time, and waiting
+# for it costs up to ten times as much where other programs share the cores.
+SMALL_MODEL = 20_000_000
+
+
+class Backend(StrEnum):
+    """Which form of every operation to run."""
+
+    numpy = "numpy"
+    torch = "torch"
+    triton = "triton"
+
+
+def command(
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="A checkpoint directory, or nano.", show_default="newest run, else shipped nano"
+        ),
+    ] = None,
+    prompt: Annotated[str, typer.Option(help="Text to continue; - reads standard input.")] = "",
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Most tokens to generate.",
+            show_default=f"{DEFAULT_MAX_TOKENS}, or what fits",
+        ),
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="0 is greedy; 0.8 is lively.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Draw from the k most probable; 0 from all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Draw from the most probable mass.")] = 1.0,
+    seed: Annotated[
+        int | None, typer.Option(help="Same seed, same text.", show_default="a fresh one")
+    ] = None,
+    speculative: Annotated[
+        bool | None,
+        typer.Option(
+            "--speculative/--no-speculative",
+            help="Draft with the MTP head; the text is the same.",
+            show_default="if the model has one",
+        ),
+    ] = None,
+    drafts: Annotated[int, typer.Option(min=1, help="Drafts per step.")] = 1,
+    backend: Annotated[
+        Backend | None,
+        typer.Option(help="Which form of every operation.", show_default="by device"),
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, ...", show_default="cuda if there is one")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Continue a prompt, drafting with the MTP head.
+
+    On a terminal, tokens that were drafted and accepted are coloured.
+
+    Example: longcat generate --prompt "def main(" --max-tokens 60
+
+    From a pipe: echo "import os" | longcat generate --prompt - --temperature 1
+    """
+    from longcat.serve import SamplingParams, decode
+
+    # Checked before anything is loaded: the limit itself is known only with the model.
+    params = SamplingParams(
+        temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, max_tokens=max_tokens or 1
+    )
+    data = sys.stdin.buffer.read().removesuffix(b"\n") if prompt == "-" else os.fsencode(prompt)
+    found = find_model(model)
+    flash, tokenizer = open_model(found, dtype, device)
+    prompt_ids = [tokenizer.bos_id, *tokenizer.encode_bytes(data)]
+    if max_tokens is None:
+        room = max(1, flash.max_position - len(prompt_ids))
+        params = SamplingParams(**{**vars(params), "max_tokens": min(DEFAULT_MAX_TOKENS, room)})
+    decoding = decode(flash, prompt_ids, params, speculative, drafts)
+    with _using(backend):
+        if as_json:
+            started = time.perf_counter()
+            tokens = list(decoding)
+            seconds = time.perf_counter() - started
+            document = _document(found, data, tokens, decoding, seconds, tokenizer)
+            typer.echo(json.dumps(document, indent=2))
+            return
+        _stream(found, data, decoding, tokenizer)
+
+
+def open_model(found: FoundModel, dtype: str, device: str | None) -> "tuple[FlashModel, Tokenizer]":
+    """Load weights and tokenizer of a checkpoint directory, on `device`."""
+    import torch
+
+    from longcat.flash import FlashModel, count_parameters
+    from longcat.flash.tokenizer import Tokenizer
+
+    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.empty(0, device=where).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"--device {where} cannot be used here: {reason}") from None
+    tokenizer = Tokenizer.load(found.directory)
+    model = FlashModel.from_pretrained(found.directory, dtype=torch_dtype(dtype))
+    small = count_parameters(model.config).total_parameters < SMALL_MODEL
+    if place.type == "cpu" and small and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+    return model.to(place).eval(), tokenizer
+
+
+def _using(backend: Backend | None) -> Any:
+    if backend is None:
+        return nullcontext()
+    from longcat.kernels import use_backend
+
+    return use_backend(backend.value)
+
+
+def _stream(found: FoundModel, prompt: bytes, decoding: "Decoding", tokenizer: "Tokenizer") -> None:
+    from longcat.cli.ui.theme import make_console
+
+    notes = make_console(stderr=True)
+    if found.reason:
+        notes.print(f"{found.directory}, {found.reason}", style="note", soft_wrap=True)
+    printer = TokenPrinter(make_console())
+    printer.prompt(prompt)
+    table = tokenizer.token_bytes()
+    started = time.perf_counter()
+    try:
+        for token in decoding:
+            printer.token(table[token.id] if token.id < len(table) else b"", token.drafted)
+    finally:
+        printer.close()
+        if decoding.stats.tokens:  # interrupted or not
+            seconds = time.perf_counter() - started
+            notes.print(summary(decoding, seconds), style="note", soft_wrap=True)
+
+
+def summary(decoding: "Decoding", seconds: float) -> str:
+    """The closing line: tokens/s, acceptance, tokens per step, and the seed of a random text."""
+    stats = decoding.stats
+    parts = [
+        f"{stats.tokens} tokens in {seconds:.2f} s",
+        f"{stats.tokens / seconds if seconds else 0.0:.1f} tokens/s",
+    ]
+    if stats.drafted:
+        parts += [
+            f"{stats.acceptance:.1%} of drafts accepted",
+            f"{stats.tokens_per_step:.2f} tokens per step",
+        ]
+    else:
+        parts.append("no drafts")
+    if not decoding.greedy:
+        parts.append(f"seed {decoding.seed}")
+    return ", ".join(parts)
+
+
+def _document(
+    found: FoundModel,
+    prompt: bytes,
+    tokens: "list[Token]",
+    decoding: "Decoding",
+    seconds: float,
+    tokenizer: "Tokenizer",
+) -> dict[str, Any]:
+    stats = decoding.stats
+    table = tokenizer.token_bytes()
+    text = codecs.decode(
+        b"".join(table[t.id] if t.id < len(table) else b"" for t in tokens), "utf-8", "replace"
+    )
+    return {
+        "model": str(found.directory),
+        "prompt": prompt.decode("utf-8", "replace"),
+        "text": text,
+        "finish_reason": decoding.finish_reason,
+        "token_ids": [token.id for token in tokens],
+        "drafted_and_accepted": [token.drafted for token in tokens],
+        "prompt_tokens": stats.prompt_tokens,
+        "tokens": stats.tokens,
+        "steps": stats.steps,
+        "drafted": stats.drafted,
+        "accepted": stats.accepted,
+        "acceptance": stats.acceptance if stats.drafted else None,
+        "tokens_per_step": stats.tokens_per_step,
+        "seconds": seconds,
+        "tokens_per_s": stats.tokens / seconds if seconds else 0.0,
+        "seed": None if decoding.greedy else decoding.seed,
+    }

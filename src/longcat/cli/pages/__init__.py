@@ -1,0 +1,18 @@
+"""Documentation pages as programs: split into prose and fences, run, drawn, shown in a terminal."""
+
+from longcat.cli.pages.blocks import Block, Fence, Prose, run_fence, split_page
+from longcat.cli.pages.chart import Choices, Curves
+from longcat.cli.pages.find import Tutorial, list_tutorials, open_tutorial
+
+__all__ = [
+    "Block",
+    "Choices",
+    "Curves",
+    "Fence",
+    "Prose",
+    "Tutorial",
+    "list_tutorials",
+    "open_tutorial",
+    "run_fence",
+    "split_page",
+]

@@ -1,0 +1,229 @@
+"""`longcat train`: a small LongCat-Flash on your text, or `--quickstart` on Python's own library.
+
+Standard output ends with one JSON object on its last line, whatever stands before it; with
+`--json` nothing else does, and the rest goes to standard error.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from longcat.cli.models import RUNS, newest_run
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from longcat.train import Session, TrainSettings
+    from longcat.train.summary import Summary
+
+DEFAULT_STEPS = 1000
+# Below five minutes with start and saves, on two cores about 560 seconds of processor time.
+QUICKSTART_SECONDS = 280.0
+QUICKSTART_OUT = RUNS / "quickstart"
+INTERRUPTED = 130
+
+
+def command(
+    more: Annotated[
+        list[str] | None, typer.Argument(metavar="[PATH]...", help="More paths for --data.")
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="The model's size: nano or bench.", show_default="nano")
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATH",
+            help="Text: files, folders, globs, .jsonl with a field text, - for standard input.",
+            show_default="Python's standard library",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The run's directory.", show_default="runs/PRESET")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Optimizer steps.", show_default=f"{DEFAULT_STEPS}")
+    ] = None,
+    time_budget: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Train this long, instead of --steps.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Decides weights and data order.", show_default="0")
+    ] = None,
+    save_every: Annotated[
+        int | None, typer.Option(help="Steps between snapshots.", show_default="200")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Windows per step.", show_default="8")
+    ] = None,
+    seq_len: Annotated[
+        int | None, typer.Option(help="Tokens per window.", show_default="256")
+    ] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="Peak learning rate.", show_default="4e-3 x 128/width")
+    ] = None,
+    vocab_size: Annotated[
+        int | None, typer.Option(help="Entries of the tokenizer.", show_default="the preset's")
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="float32, bf16 or float64.", show_default="the faster one")
+    ] = None,
+    processes: Annotated[
+        str, typer.Option(metavar="N|auto", help="One-thread processes that share the work.")
+    ] = "auto",
+    quickstart: Annotated[
+        bool, typer.Option("--quickstart", help="Under 8 minutes from nothing to a report.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON document on standard output, no more.")
+    ] = False,
+) -> None:
+    """Train a small LongCat-Flash: a card first, then the run, then a report.
+
+    Ctrl-C finishes the step, saves, and says how to go on.
+
+    Example: longcat train --quickstart
+
+    On your own text: longcat train --data my-project notes.txt --out runs/mine --steps 500
+    """
+    from longcat.cli.ui.panel import Watcher, show_card, show_summary
+    from longcat.cli.ui.theme import make_console
+    from longcat.train import finish, open_run, resume_run, train_run
+
+    given = {
+        "preset": preset,
+        "data": (*(data or ()), *(more or ())) or None,
+        "steps": steps,
+        "time_budget": time_budget,
+        "seed": seed,
+        "save_every": save_every,
+        "batch_size": batch_size,
+        "seq_len": seq_len,
+        "lr": lr,
+        "vocab_size": vocab_size,
+        "precision": precision,
+    }
+    wanted = {name: value for name, value in given.items() if value is not None}
+    console = make_console(stderr=as_json)
+
+    def say(text: str) -> None:
+        console.print(f"  {text} ...", style="note")
+
+    workers = _count(processes)
+    place, resume = _place(out, wanted, resume, quickstart, console)
+    if resume:
+        session = resume_run(place, wanted, processes=workers, say=say)
+    else:
+        settings = _settings(wanted, quickstart)
+        session = open_run(place, settings, processes=workers, say=say)
+    show_card(console, session.card, session.prepared.config)
+    with Watcher(console, session) as watcher:
+        trainer, interrupted = train_run(session, watcher)
+    if interrupted:
+        console.print(
+            f"interrupted: saved at step {trainer.step} of {place}; go on by", soft_wrap=True
+        )
+        console.print(f"  longcat train --resume --out {place}", style="title", soft_wrap=True)
+        typer.echo(json.dumps(_interrupted(session, trainer.step)))
+        raise typer.Exit(INTERRUPTED)
+    summary = finish(session, trainer, say=say)
+    show_summary(console, summary)
+    typer.echo(json.dumps(short(summary), allow_nan=False))
+
+
+def _count(processes: str) -> int | None:
+    if processes == "auto":
+        return None
+    if not processes.isdigit() or int(processes) < 1:
+        raise typer.BadParameter(f"--processes must be a positive number or auto; got {processes}")
+    return int(processes)
+
+
+def _place(
+    out: Path | None, wanted: dict[str, Any], resume: bool, quickstart: bool, console: "Console"
+) -> tuple[Path, bool]:
+    """The run's directory, and whether to go on with what is in it."""
+    from longcat.train import RunError
+    from longcat.train.directory import free_directory
+    from longcat.train.session import is_unfinished
+
+    if resume:
+        place = out or newest_run(RUNS)
+        if place is None:
+            raise RunError(
+                f"resume: there is no run under ./{RUNS}; name one with --out DIR, or start one "
+                "without --resume"
+            )
+        return place, True
+    if quickstart:
+        place = out or QUICKSTART_OUT
+        if is_unfinished(place):
+            console.print(f"{place} was interrupted: going on with it", style="note")
+            wanted.pop("data", None)
+            return place, True
+        free = free_directory(place)
+        if free != place:
+            console.print(f"{place} is kept as it is; this run goes to {free}", style="note")
+        return free, False
+    return out or free_directory(RUNS / str(wanted.get("preset", "nano"))), False
+
+
+def _settings(wanted: dict[str, Any], quickstart: bool) -> "TrainSettings":
+    """What was asked for, over the defaults that depend on each other."""
+    from longcat.flash import FlashConfig
+    from longcat.train import RunError, TrainSettings
+    from longcat.train.settings import default_lr
+
+    if wanted.get("precision") not in (None, "auto", "bf16", "float32", "float64"):
+        raise RunError(
+            f"train: --precision must be float32, bf16 or float64; got {wanted['precision']}"
+        )
+    preset = FlashConfig.preset(wanted.get("preset", "nano"))
+    defaults: dict[str, Any] = {
+        "vocab_size": preset.vocab_size,
+        "lr": default_lr(preset.hidden_size),
+    }
+    if "steps" not in wanted and "time_budget" not in wanted:
+        defaults |= {"time_budget": QUICKSTART_SECONDS} if quickstart else {"steps": DEFAULT_STEPS}
+    if "batch_size" in wanted and wanted["batch_size"] % 2:
+        defaults["micro_batches"] = 1
+    return TrainSettings(**{**defaults, **wanted})
+
+
+def short(summary: "Summary") -> dict[str, Any]:
+    """The last line of standard output: the run's figures without texts and tables."""
+    held_out, mtp = summary["held_out"] or {}, summary["mtp"] or {}
+    loss = summary["loss"]
+    return {
+        "directory": summary["directory"],
+        "finished": summary["finished"],
+        "steps": summary["steps"],
+        "tokens": summary["tokens"],
+        "seconds": round(summary["seconds"], 2),
+        "cpu_seconds": round(summary["cpu_seconds"], 2),
+        "processes": summary["processes"],
+        "total_parameters": summary["parameters"]["total"],
+        "loss": loss if loss is not None and math.isfinite(loss) else None,
+        "bits_per_byte": held_out.get("bits_per_byte"),
+        "held_out_bytes": held_out.get("bytes"),
+        "compressors": held_out.get("compressors"),
+        "ffn_experts_mean": held_out.get("ffn_experts_mean"),
+        "ffn_experts_target": summary["ffn_experts_target"],
+        "mtp_acceptance": mtp.get("acceptance"),
+        "mtp_acceptance_without_repeats": mtp.get("acceptance_without_repeats"),
+        "report": f"{summary['directory']}/report.html",
+    }
+
+
+def _interrupted(session: "Session", step: int) -> dict[str, Any]:
+    place = str(session.directory.path)
+    return {
+        "directory": place,
+        "finished": False,
+        "steps": step,
+        "resume": f"longcat train --resume --out {place}",
+    }

@@ -1,0 +1,1 @@
+"""What commands draw with: theme, plots, shaded text, walkthrough pages and SVG recordings."""

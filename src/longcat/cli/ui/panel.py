@@ -1,0 +1,252 @@
+"""What `longcat train` shows: the card, the live panel or plain lines, and the closing report.
+
+Notable:
+- on a terminal the panel lives at the bottom and is redrawn at most four times a second; nothing
+  is drawn where output goes to a file or pipe, where one dense line per interval stands instead;
+- the panel only looks: what it shows is in metrics.jsonl.
+"""
+
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from rich.columns import Columns
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from longcat.cli.ui.plot import Bars, Line
+from longcat.cli.ui.shade import Shade
+from longcat.flash import FlashConfig
+from longcat.train.metrics import Record
+from longcat.train.preflight import Row
+from longcat.train.report_words import figures, next_steps
+
+if TYPE_CHECKING:
+    from longcat.train import Session
+    from longcat.train.summary import Summary
+
+_REDRAWS_PER_SECOND = 4
+_SECONDS_BETWEEN_LINES = 5.0
+_WARMING_UP = 5  # steps that are left out of the speed shown
+
+
+def show_card(console: Console, rows: list[Row], config: FlashConfig) -> None:
+    """The preflight card."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="title", no_wrap=True)
+    table.add_column(overflow="fold", ratio=3)
+    table.add_column(style="note", overflow="fold", ratio=3)
+    for row in rows:
+        table.add_row(row.label, row.value, row.why)
+    console.print(Panel(table, title="before it starts", title_align="left"))
+
+
+class Watcher:
+    """An observer of a run, as a context manager: a live panel on a terminal, lines elsewhere."""
+
+    def __init__(self, console: Console, session: "Session") -> None:
+        self._console = console
+        self._session = session
+        self._target = session.prepared.config.router.target_ffn
+        self._history: list[Record] = []
+        self._measured: Record = {}
+        self._saved = session.resumed_from or 0
+        self._left: float | None = None
+        self._progress = 0.0
+        self._drawn = 0.0
+        self._live: Live | None = None
+
+    def __enter__(self) -> "Watcher":
+        if self._console.is_terminal:
+            self._live = Live(console=self._console, auto_refresh=False, vertical_overflow="crop")
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live is not None:
+            if self._history:
+                self._live.update(self._panel(), refresh=True)
+            self._live.stop()
+
+    def step(self, record: Record, progress: float, seconds_left: float | None) -> None:
+        """Take note of a step, and show it when it is time."""
+        self._history.append(record)
+        self._progress, self._left = progress, seconds_left
+        if record["r_g"] is not None:
+            self._measured = record
+        now = time.monotonic()
+        if self._live is not None:
+            if now - self._drawn > 1 / _REDRAWS_PER_SECOND:
+                self._drawn = now
+                self._live.update(self._panel(), refresh=True)
+            return
+        # Lines stand at measured steps, so that each of them has its R_g.
+        due = record["expert_load"] is not None and now - self._drawn > _SECONDS_BETWEEN_LINES
+        if due or progress >= 1 or len(self._history) == 1:
+            self._drawn = now
+            self._console.print(Text(self._line(record)), soft_wrap=True)
+
+    def saved(self, step: int) -> None:
+        """A snapshot is complete."""
+        self._saved = step
+
+    def _line(self, record: Record) -> str:
+        steps = self._session.prepared.settings.steps
+        parts = [
+            f"step {record['step']:>5}" + (f"/{steps}" if steps else ""),
+            f"loss {record['loss']:.3f}",
+            f"{record['bits_per_byte']:.3f} bits/byte",
+            f"lr {record['lr']:.1e}",
+            f"grad {record['grad_norm']:.2f}",
+            f"FFN experts {_listed(record['ffn_experts_mean'])} (target {self._target:g})",
+            f"heaviest {_listed(record['expert_load_max'])}",
+            f"R_g {_listed(self._measured.get('r_g') or [], 3)}",
+            f"{self._speed():,.0f} tokens/s",
+            f"{_clock(self._left)} left",
+        ]
+        return " | ".join(parts)
+
+    def _speed(self) -> float:
+        """Tokens per second over the last steps, the first ones left out."""
+        recent = (self._history[_WARMING_UP:] or self._history)[-50:]
+        seconds = sum(1 / r["tokens_per_s"] for r in recent if r["tokens_per_s"])
+        return len(recent) / seconds if seconds else 0.0
+
+    def _panel(self) -> RenderableType:
+        last, history = self._history[-1], self._history
+        loss = Line(
+            {"loss": _window_means([r["loss"] for r in history])},
+            height=7,
+            title="loss (nats per token)",
+            length=history[-1]["step"],
+        )
+        layers = len(last["ffn_experts_mean"])
+        experts = Line(
+            {
+                f"layer {i + 1}": _window_means([r["ffn_experts_mean"][i] for r in history])
+                for i in range(min(layers, 4))
+            },
+            self._target,
+            height=7,
+            title="FFN experts per token",
+            length=history[-1]["step"],
+        )
+        load = (self._measured or last).get("expert_load") or []
+        width = max(40, (min(self._console.width, 120) - 6) // 2)
+        bars = [
+            Bars(one, target=1.0, height=4, title=f"load per expert, layer {i + 1} (1 = mean)")
+            for i, one in enumerate(load[:2])
+        ]
+        parts: list[RenderableType] = [
+            self._headline(last),
+            Columns([loss, experts], width=width),
+            Columns(bars, width=width),
+            ProgressBar(total=1.0, completed=min(1.0, self._progress)),
+        ]
+        place = str(self._session.directory.path)
+        return Panel(Group(*parts), title=f"longcat train · {place}", title_align="left")
+
+    def _headline(self, last: Record) -> Table:
+        table = Table.grid(padding=(0, 3))
+        cells: list[tuple[str, str]] = [
+            ("step", f"{last['step']:,}"),
+            ("loss", f"{last['loss']:.3f}"),
+            ("bits/byte", f"{last['bits_per_byte']:.3f}"),
+            ("grad norm", f"{last['grad_norm']:.2f}"),
+            ("heaviest", _listed(last["expert_load_max"])),
+            ("R_g", _listed(self._measured.get("r_g") or [], 3)),
+            ("tokens/s", f"{self._speed():,.0f}"),
+            ("saved", f"{self._saved:,}"),
+            ("left", _clock(self._left)),
+        ]
+        for _ in cells:
+            table.add_column(no_wrap=True)
+        table.add_row(*(Text(label, style="note") for label, _ in cells))
+        table.add_row(*(Text(value, style="title") for _, value in cells))
+        return table
+
+
+def show_summary(console: Console, summary: "Summary") -> None:
+    """The report, in short."""
+    console.print()
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="title", justify="right")
+    table.add_column()
+    for label, value in figures(summary):
+        table.add_row(value, label)
+    console.print(Panel(table, title="the run", title_align="left"))
+    held_out = summary["held_out"]
+    if held_out:
+        console.print(_compressors(held_out))
+        console.print(_kinds(held_out, summary["ffn_experts_target"]))
+        _heat(console, held_out["heat"][:120])
+    if summary["sample"]:
+        text = Text(summary["sample"]["prompt"], style="note")
+        text.append(summary["sample"]["text"], style="default")
+        console.print(Panel(text, title="a sample", title_align="left"))
+    for step in next_steps(summary):
+        console.print(f"  {step.why}", style="note", soft_wrap=True)
+        console.print(f"    {step.command}", soft_wrap=True, markup=False)
+    console.print(f"  report: {summary['directory']}/report.html", soft_wrap=True)
+
+
+def _compressors(held_out: dict[str, Any]) -> Table:
+    table = Table(title="bits per byte, the same held-out bytes", title_justify="left", box=None)
+    rows = {**held_out["compressors"], "this model": held_out["bits_per_byte"]}
+    for name in rows:
+        table.add_column(name, justify="right")
+    table.add_row(*(f"{value:.3f}" for value in rows.values()))
+    return table
+
+
+def _kinds(held_out: dict[str, Any], target: float) -> Table:
+    table = Table(
+        title=f"FFN experts per token, by kind (target {target:g})", title_justify="left", box=None
+    )
+    for name in ("kind", "FFN experts", "tokens"):
+        table.add_column(name, justify="left" if name == "kind" else "right")
+    for kind in held_out["kinds"]:
+        table.add_row(kind["kind"], f"{kind['ffn_experts']:.2f}", f"{kind['tokens']:,}")
+    return table
+
+
+def _heat(console: Console, heat: list[dict[str, Any]]) -> None:
+    if not heat or not console.is_terminal:
+        return
+    means = [sum(token["ffn"]) / len(token["ffn"]) for token in heat]
+    shade = Shade(
+        [token["text"] for token in heat],
+        means,
+        low=min(means),
+        high=max(means),
+        unit="FFN experts",
+    )
+    console.print(Panel(shade, title="held-out text, shaded by compute", title_align="left"))
+
+
+def _window_means(values: list[float], most: int = 120) -> list[float]:
+    """Means over equal windows, so that a long run fits a curve without its noise."""
+    size = max(1, len(values) // most)
+    return [
+        sum(values[i : i + size]) / len(values[i : i + size]) for i in range(0, len(values), size)
+    ]
+
+
+def _listed(values: list[float], digits: int = 2) -> str:
+    return " ".join(f"{v:.{digits}f}" for v in values[:4]) + (" ..." if len(values) > 4 else "")
+
+
+def _clock(seconds: float | None) -> str:
+    if seconds is None:
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"

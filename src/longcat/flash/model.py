@@ -1,0 +1,265 @@
+"""The model: embedding, ScMoE layers, final norm, output head, and the dense MTP head.
+
+State-dict names are those of the released checkpoint, but for experts, which are stacked:
+`model.layers.i.mlp.experts.{gate_up_proj [N,2F,D], down_proj [N,D,F]}`.
+
+Shapes: B batch, T tokens, V vocabulary, D width, L layers, E = N+Z experts.
+
+Source: report sections 2.1 to 2.4.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from longcat.attention import DenseLatentCache, KeyMask
+from longcat.flash.config import FlashConfig
+from longcat.flash.errors import ConfigError
+from longcat.flash.stack import FlashOutput, FlashStack
+from longcat.kernels import Linear
+from longcat.moe import MoERecord
+from longcat.router import BalanceLoss
+
+if TYPE_CHECKING:
+    from longcat.flash.checkpoint import Format
+
+
+class FlashModel(nn.Module):
+    """A LongCat-Flash causal language model.
+
+    Args:
+        config: sizes.
+        device, dtype: of the parameters; routers stay float32 unless dtype is float64. The meta
+            device builds the model without memory.
+        seed: initialises the weights (`longcat.flash.init`); None leaves that to the caller.
+    """
+
+    def __init__(
+        self,
+        config: FlashConfig,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        made: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.config = config
+        self.balance = BalanceLoss()
+        self.model = FlashStack(config, self.balance, made)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False, **made)
+        if seed is not None:
+            from longcat.flash.init import initialise
+
+            initialise(self, seed)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        output_router: bool = False,
+        *,
+        cache: DenseLatentCache | None = None,
+    ) -> FlashOutput:
+        """Logits for every position.
+
+        Args:
+            input_ids: [B,T] int64.
+            attention_mask: [B,T], or [B, cached + T] with a cache; 0 marks padding on the left.
+            output_router: return every layer's Routing.
+            cache: from `new_cache`; the tokens are appended to it.
+
+        Raises:
+            ValueError: for ids outside the vocabulary, a sequence longer than the maximum, or a
+                mask of another shape.
+        """
+        past = 0 if cache is None else cache.length
+        self._check(input_ids, attention_mask, past)
+        valid = None if attention_mask is None else attention_mask.to(torch.bool)
+        positions = self._positions(input_ids, valid, past)
+        token_mask = None if valid is None else valid[:, past:]
+        key_mask = None if valid is None or cache is not None else KeyMask(valid)
+        if cache is not None and valid is not None and not bool(valid.all()):
+            cache.set_padding(valid)
+        x = self.model.embed_tokens(input_ids)
+        records: list[MoERecord] = []
+        for i, layer in enumerate(self.model.layers):
+            caches = (
+                (key_mask, key_mask)
+                if cache is None
+                else (cache.layers[2 * i], cache.layers[2 * i + 1])
+            )
+            x, record = layer(x, positions, caches, token_mask)
+            records.append(record)
+        hidden = self.model.norm(x)
+        return FlashOutput(
+            logits=self.lm_head(hidden),
+            hidden=hidden,
+            last_layer=x,
+            counts=torch.stack([r.routing.counts for r in records]),
+            balance_loss=torch.stack([r.balance_loss for r in records]),
+            balance_f=torch.stack([r.balance_f for r in records]),
+            router=[r.routing for r in records] if output_router else None,
+        )
+
+    def mtp(
+        self,
+        hidden: Tensor,
+        next_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        cache: DenseLatentCache | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Draft logits and hidden states.
+
+        Args:
+            hidden: [B,T,D], `FlashOutput.hidden` of positions t (or this head's own hidden, for
+                a second draft).
+            next_ids: [B,T], the tokens at t+1.
+
+        Returns:
+            (logits [B,T,V] for the tokens at t+2, hidden [B,T,D]).
+
+        Raises:
+            ValueError: when the model has no MTP head.
+        """
+        head = self.model.mtp
+        if head is None:
+            raise ConfigError("this model has no MTP head (num_nextn_predict_layers is 0)")
+        layer_cache = None if cache is None else cache.layers[-1]
+        past = 0 if layer_cache is None else layer_cache.length
+        valid = None if attention_mask is None else attention_mask.to(torch.bool)
+        positions = self._positions(next_ids, valid, past)
+        key_mask = None if valid is None or cache is not None else KeyMask(valid)
+        drafted = head(hidden, next_ids, positions, layer_cache or key_mask)
+        return self.lm_head(drafted), drafted
+
+    def _check(self, input_ids: Tensor, attention_mask: Tensor | None, past: int) -> None:
+        if input_ids.ndim != 2:
+            raise ValueError(f"model: input_ids must be [B,T]; got {tuple(input_ids.shape)}")
+        total = past + input_ids.shape[1]
+        if total > self.config.max_position_embeddings:
+            raise ValueError(
+                f"model: {total} tokens are more than max_position_embeddings="
+                f"{self.config.max_position_embeddings}; shorten the text"
+            )
+        if attention_mask is not None and attention_mask.shape != (len(input_ids), total):
+            raise ValueError(
+                f"model: attention_mask must be [B, cached + T] = {(len(input_ids), total)}; "
+                f"got {tuple(attention_mask.shape)}"
+            )
+        if input_ids.device.type == "cpu" and input_ids.numel():
+            low, high = int(input_ids.min()), int(input_ids.max())
+            if low < 0 or high >= self.config.vocab_size:
+                raise ValueError(
+                    f"model: token ids must lie in 0..{self.config.vocab_size - 1}; got "
+                    f"{low if low < 0 else high}. Is the tokenizer this model's?"
+                )
+
+    @staticmethod
+    def _positions(input_ids: Tensor, valid: Tensor | None, past: int) -> Tensor:
+        """[B,T] positions; with padding on the left, the first real token is at 0."""
+        if valid is None:
+            steps = torch.arange(past, past + input_ids.shape[1], device=input_ids.device)
+            return steps.expand(input_ids.shape)
+        return (valid.to(torch.int64).cumsum(dim=-1) - 1).clamp(min=0)[:, past:]
+
+    # What `longcat.serve` needs of a model.
+
+    @property
+    def has_draft_head(self) -> bool:
+        """Whether `draft` can be called."""
+        return self.model.mtp is not None
+
+    @property
+    def vocab_size(self) -> int:
+        """V."""
+        return self.config.vocab_size
+
+    @property
+    def max_position(self) -> int:
+        """Longest sequence in tokens."""
+        return self.config.max_position_embeddings
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """The token that ends a text, or None."""
+        return self.config.eos_token_id
+
+    def new_cache(self, batch: int, max_tokens: int) -> DenseLatentCache:
+        """An empty latent cache for the main model's attentions and the draft head's."""
+        weight = self.lm_head.weight
+        return DenseLatentCache(
+            2 * self.config.num_layers + self.config.num_nextn_predict_layers,
+            batch,
+            max_tokens,
+            self.config.attention.kv_lora_rank,
+            self.config.attention.qk_rope_head_dim,
+            dtype=weight.dtype,
+            device=weight.device,
+        )
+
+    def target(
+        self, ids: Tensor, cache: DenseLatentCache, attention_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(logits [B,T,V], hidden [B,T,D]) of ids [B,T], appended to the cache."""
+        device = self.lm_head.weight.device
+        mask = None if attention_mask is None else attention_mask.to(device)
+        output = self(ids.to(device), mask, cache=cache)
+        return output.logits, output.hidden
+
+    def draft(self, ids: Tensor, hidden: Tensor, cache: DenseLatentCache) -> tuple[Tensor, Tensor]:
+        """`mtp` with the cache: ids [B,T] are the tokens after `hidden` [B,T,D]."""
+        return self.mtp(hidden, ids.to(hidden.device), cache=cache)
+
+    def untie_mtp_embedding(self) -> None:
+        """Give the MTP head an embedding of its own, a copy of the main model's."""
+        head = self.model.mtp
+        if head is not None and head.embed_tokens is self.model.embed_tokens:
+            weight = self.model.embed_tokens.weight
+            rows, width = weight.shape
+            own = nn.Embedding(rows, width, device=weight.device, dtype=weight.dtype)
+            own.load_state_dict({"weight": weight}, assign=False)
+            head.embed_tokens = own
+
+    @classmethod
+    def from_pretrained(
+        cls, directory: str | Path, dtype: torch.dtype = torch.float32
+    ) -> "FlashModel":
+        """Load a checkpoint directory; see `longcat.flash.checkpoint.load_model`."""
+        from longcat.flash.checkpoint import load_model
+
+        return load_model(directory, dtype=dtype)
+
+    def save_pretrained(self, directory: str | Path, format: "Format" = "hub") -> None:
+        """Write a checkpoint directory; see `longcat.flash.checkpoint.save_checkpoint`."""
+        from longcat.flash.checkpoint import save_checkpoint
+
+        save_checkpoint(self, directory, format=format)
+
+    def generate(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        seed: int | None = None,
+        speculative: bool | None = None,
+        ignore_eos: bool = False,
+    ) -> Tensor:
+        """[B, T + new] token ids; see `longcat.flash.generation.generate`."""
+        from longcat.flash.generation import generate
+
+        return generate(
+            self,
+            input_ids,
+            attention_mask,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+            speculative=speculative,
+            ignore_eos=ignore_eos,
+        )

@@ -1,0 +1,16 @@
+"""Training on one machine: text to tokens, the loop, exact resuming, evaluation, the report."""
+
+from longcat.train.errors import DataError, RunError
+from longcat.train.session import Session, finish, open_run, resume_run, train_run
+from longcat.train.settings import TrainSettings
+
+__all__ = [
+    "DataError",
+    "RunError",
+    "Session",
+    "TrainSettings",
+    "finish",
+    "open_run",
+    "resume_run",
+    "train_run",
+]

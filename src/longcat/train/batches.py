@@ -1,0 +1,130 @@
+"""Windows of a flat token array, in an order that is a pure function of (seed, step).
+
+Documents stand one after another, each between <s> and </s>. A window is T+2 tokens: T inputs,
+their next tokens, and the tokens after those for the MTP head. Windows overlap by the two tokens
+they only predict, so that every token of an epoch is predicted once.
+
+Nothing is remembered between steps. Window j of step s has the global number s*B + j; its epoch
+and its place in that epoch's shuffle follow from the number, and the shuffle follows from
+(seed, epoch) through a counter-based generator (Philox). So a resumed run sees exactly what the
+uninterrupted one would have seen, and rank r of R takes its share of the same batch.
+
+Attention runs across document borders inside a window (as in GPT-style packing); only the
+prediction of <s> after </s> is left out of the loss, since the order of documents means nothing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longcat.flash.tokenizer import Tokenizer
+from longcat.train.corpus import Document
+from longcat.train.errors import DataError
+
+LOOKAHEAD = 2  # the next token, and the one after it for the MTP head
+Ids = NDArray[np.int64]
+
+
+def tokenize(documents: Sequence[Document], tokenizer: Tokenizer) -> NDArray[np.uint32]:
+    """All documents as one array of ids: <s> text </s> <s> text </s> ..."""
+    parts = [
+        np.asarray([tokenizer.bos_id, *ids, tokenizer.eos_id], dtype=np.uint32)
+        for ids in tokenizer.encode_batch([d.text for d in documents])
+    ]
+    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.uint32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Windows of one micro-batch.
+
+    Attributes:
+        inputs: [B, T] ids.
+        next_ids: [B, T] the ids one place further: what the model predicts.
+        after_next: [B, T] the ids two places further: what the MTP head predicts.
+    """
+
+    inputs: Ids
+    next_ids: Ids
+    after_next: Ids
+
+
+class Windows:
+    """The training text as batches of windows.
+
+    Args:
+        tokens: flat ids, as `tokenize` returns them (may be memory-mapped).
+        seq_len: T, tokens per window.
+        batch_size: B, windows per optimizer step over all ranks and micro-batches.
+        seed: decides the order.
+
+    Raises:
+        DataError: when there is too little text for a single window.
+    """
+
+    def __init__(
+        self, tokens: NDArray[np.integer], *, seq_len: int, batch_size: int, seed: int
+    ) -> None:
+        self.count = (len(tokens) - LOOKAHEAD) // seq_len
+        if self.count < 1:
+            raise DataError(
+                f"data: expected at least {seq_len + LOOKAHEAD} tokens for one window of "
+                f"{seq_len}, got {len(tokens)}; give more text or a shorter --seq-len"
+            )
+        self.tokens = tokens
+        self.seq_len = seq_len
+        self.batch_size = batch_size
+        self.seed = seed
+
+    def batch(self, step: int, part: int = 0, parts: int = 1) -> Batch:
+        """The part-th of `parts` equal shares of the windows of optimizer step `step`.
+
+        Raises:
+            ValueError: when `parts` does not divide the batch size.
+        """
+        if self.batch_size % parts or not 0 <= part < parts:
+            raise ValueError(
+                f"batches: a batch of {self.batch_size} windows cannot be cut into part {part} "
+                f"of {parts}; the number of parts must divide the batch size"
+            )
+        share = self.batch_size // parts
+        first = step * self.batch_size + part * share
+        starts = np.array([self.start(first + j) for j in range(share)])
+        offsets = np.arange(self.seq_len + LOOKAHEAD)
+        window = np.asarray(self.tokens[starts[:, None] + offsets], dtype=np.int64)
+        return Batch(
+            inputs=window[:, :-2].copy(),
+            next_ids=window[:, 1:-1].copy(),
+            after_next=window[:, 2:].copy(),
+        )
+
+    def start(self, number: int) -> int:
+        """Where in the token array the window with this global number begins."""
+        epoch, place = divmod(number, self.count)
+        order, shift = _shuffle(self.seed, epoch, self.count)
+        # The shift moves the cuts between windows, so that epochs differ in more than order.
+        slack = (len(self.tokens) - LOOKAHEAD) - self.count * self.seq_len
+        return int(order[place]) * self.seq_len + int(shift % (slack + 1))
+
+
+@lru_cache(maxsize=4)
+def _shuffle(seed: int, epoch: int, count: int) -> tuple[NDArray[np.int64], int]:
+    generator = np.random.Generator(np.random.Philox(key=[seed, epoch]))
+    return generator.permutation(count), int(generator.integers(1 << 30))
+
+
+def save_tokens(path: Path, tokens: NDArray[np.uint32], vocab_size: int) -> None:
+    """Write ids as .npy in 2 bytes each where the vocabulary allows it."""
+    narrow = tokens.astype(np.uint16) if vocab_size <= 1 << 16 else tokens
+    with path.open("wb") as file:
+        np.save(file, narrow)
+
+
+def load_tokens(path: Path) -> NDArray[np.integer]:
+    """Memory-map what `save_tokens` wrote, so that processes share one copy."""
+    array: NDArray[np.integer] = np.load(path, mmap_mode="r", allow_pickle=False)
+    return array

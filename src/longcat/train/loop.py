@@ -1,0 +1,145 @@
+"""The loop around the optimizer step: metrics, snapshots, an orderly end.
+
+Rank 0 runs `run`, the other processes `work`; both make the same steps and find the same end,
+because the end is decided from exchanged figures.
+"""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Protocol
+
+from longcat.train.directory import RunDirectory
+from longcat.train.errors import RunError
+from longcat.train.exchange import Exchange
+from longcat.train.metrics import MetricsWriter, Record
+from longcat.train.prepare import Prepared, reopen
+from longcat.train.snapshot import read_snapshot, write_snapshot
+from longcat.train.trainer import Trainer
+
+
+class Observer(Protocol):
+    """Somebody who watches a run: the live panel, or plain lines."""
+
+    def step(self, record: Record, progress: float, seconds_left: float | None) -> None:
+        """One optimizer step is done."""
+
+    def saved(self, step: int) -> None:
+        """A snapshot is complete."""
+
+
+class Silent:
+    """An observer that looks away."""
+
+    def step(self, record: Record, progress: float, seconds_left: float | None) -> None:
+        """Nothing."""
+
+    def saved(self, step: int) -> None:
+        """Nothing."""
+
+
+def begin(directory: RunDirectory, prepared: Prepared) -> None:
+    """Save the initial weights: from here on the directory is loadable at any moment."""
+    trainer = make_trainer(prepared, Exchange())
+    directory.save(0, lambda folder: write_snapshot(trainer, prepared.tokenizer, folder))
+
+
+def make_trainer(prepared: Prepared, exchange: Exchange) -> Trainer:
+    """A trainer at step 0."""
+    return Trainer(
+        prepared.config, prepared.settings, prepared.tokens, prepared.token_bytes, exchange
+    )
+
+
+def run(
+    directory: RunDirectory,
+    prepared: Prepared,
+    exchange: Exchange,
+    observer: Observer,
+    stopping: Callable[[], bool] = lambda: False,
+) -> Trainer:
+    """Train from the newest snapshot to the end or until `stopping()`; rank 0's loop.
+
+    Returns:
+        The trainer; it has ended early when its `progress` is below 1. Its state is saved.
+
+    Raises:
+        RunError: the loss is not finite, a process is gone, or the disk is full; the last
+            snapshot stands, and the message says which.
+    """
+    trainer = make_trainer(prepared, exchange)
+    read_snapshot(trainer, directory.restore())
+    saved = trainer.step
+    writer = MetricsWriter(directory.path, restored_step=trainer.step)
+    try:
+        trainer.start_clock()
+        while not trainer.is_done:
+            record = trainer.train_step(stop=stopping())
+            writer.write(record)
+            observer.step(record, trainer.progress, seconds_left(trainer))
+            if trainer.step % prepared.settings.save_every == 0 or trainer.is_done:
+                _save(directory, trainer, prepared)
+                saved = trainer.step
+                observer.saved(saved)
+                trainer.start_clock()
+    except (RunError, OSError) as error:
+        reason = str(error) if isinstance(error, RunError) else f"train: {error}"
+        raise RunError(
+            f"{reason}. The snapshot of step {saved} stands in {directory.path}; go on from it by "
+            f"`longcat train --resume --out {directory.path}`"
+        ) from (error.__cause__ or error)
+    finally:
+        writer.close()
+    return trainer
+
+
+def work(path: Path, exchange: Exchange) -> None:
+    """The other processes' loop: the same steps, no files, no words."""
+    directory = RunDirectory(path)
+    prepared = reopen(directory)
+    trainer = make_trainer(prepared, exchange)
+    read_snapshot(trainer, directory.latest())
+    trainer.start_clock()
+    while not trainer.is_done:
+        trainer.train_step()
+
+
+def seconds_left(trainer: Trainer) -> float | None:
+    """Training time that remains at the pace so far."""
+    if trainer.settings.time_budget is not None:
+        return max(0.0, trainer.settings.time_budget - trainer.seconds)
+    if trainer.step == 0:
+        return None
+    return trainer.seconds / trainer.step * ((trainer.settings.steps or 0) - trainer.step)
+
+
+def _save(directory: RunDirectory, trainer: Trainer, prepared: Prepared) -> None:
+    directory.save(trainer.step, lambda folder: write_snapshot(trainer, prepared.tokenizer, folder))
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Inside, Ctrl-C and SIGTERM ask for an orderly end; a second Ctrl-C ends at once.
+
+    Yields:
+        A function that says whether an end was asked for.
+    """
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if asked.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked.set()
+
+    before = {s: signal.signal(s, on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,239 @@
+"""What a run will cost and why it is set up as it is, said before it starts.
+
+The only measurement is of speed: a few optimizer steps in float32 and in bfloat16 autocast, on
+this machine, with this model. bfloat16 pays where the processor multiplies it natively.
+"""
+
+import math
+import os
+import time
+from dataclasses import dataclass, replace
+
+from longcat.flash import FlashConfig, count_parameters
+from longcat.train.errors import RunError
+from longcat.train.exchange import available_cores
+from longcat.train.prepare import Prepared
+from longcat.train.settings import Precision, TrainSettings
+from longcat.train.trainer import Trainer
+
+MOST_PROCESSES = 2
+_BYTES_PER_PARAMETER = 16  # float32 weights, gradients and Adam's two moments
+_SPEEDUP = {1: 1.0, 2: 1.7}  # of two one-thread processes over one, measured
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of the card: what, its value, and the reason where something was chosen."""
+
+    label: str
+    value: str
+    why: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """Measured speed: tokens per second of one process, by precision."""
+
+    tokens_per_s: dict[Precision, float]
+    precision: Precision
+
+
+def choose_processes(asked: int | None, micro_batches: int) -> tuple[int, str]:
+    """(processes, why).
+
+    Raises:
+        RunError: when the number asked for cannot share the micro-batches.
+    """
+    cores = available_cores()
+    if asked is not None:
+        if asked < 1 or micro_batches % asked:
+            fitting = [n for n in range(1, micro_batches + 1) if micro_batches % n == 0]
+            raise RunError(
+                f"train: --processes {asked} cannot share {micro_batches} micro-batches of a step "
+                f"evenly; choose one of {fitting}"
+            )
+        return asked, "as asked"
+    count = max(n for n in (1, MOST_PROCESSES) if n <= cores and micro_batches % n == 0)
+    if count == 1:
+        return 1, f"{cores} core available"
+    return count, f"{cores} cores available; two one-thread processes beat two threads by 1.6"
+
+
+def check_memory(config: FlashConfig, settings: TrainSettings, processes: int) -> int:
+    """Bytes the run needs, all processes together (an estimate).
+
+    Raises:
+        RunError: when the machine has clearly less.
+    """
+    need = processes * estimate_bytes(config, settings)
+    available = _available_bytes()
+    if available is not None and need > available:
+        raise RunError(
+            f"train: preset {settings.preset} needs about {gigabytes(need)} to train with "
+            f"{processes} process(es), this machine has {gigabytes(available)} free; choose a "
+            "smaller preset, --batch-size or --seq-len"
+        )
+    return need
+
+
+def estimate_bytes(config: FlashConfig, settings: TrainSettings) -> int:
+    """Weights, gradients, moments and the activations of one micro-batch, in one process."""
+    counts = count_parameters(config)
+    weights = (counts.total_parameters + counts.mtp_parameters) * _BYTES_PER_PARAMETER
+    tokens = settings.batch_size // settings.micro_batches * settings.seq_len
+    logits = tokens * config.vocab_size * 4 * 6  # both heads: logits, log-softmax, gradient
+    # About 40 tensors of the model's width per layer, and the expanded slots of the experts.
+    width = 40 * config.hidden_size + 6 * config.ffn_hidden_size
+    slots = config.router.top_k * (2 * config.hidden_size + 4 * config.moe.expert_ffn_hidden_size)
+    activations = tokens * config.num_layers * (width + slots) * 4
+    return weights + logits + activations
+
+
+def probe(prepared: Prepared) -> Probe:
+    """Time a few steps in each precision that may be chosen, by processor time."""
+    settings = prepared.settings
+    candidates: tuple[Precision, ...] = ("float32", "bf16")
+    if settings.precision != "auto":
+        candidates = (settings.precision,)
+    small = replace(
+        settings,
+        batch_size=settings.batch_size // settings.micro_batches,
+        micro_batches=1,
+        measure_every=1 << 30,
+    )
+    trainers = {
+        name: Trainer(
+            prepared.config,
+            replace(small, precision=name),
+            prepared.tokens,
+            prepared.token_bytes,
+        )
+        for name in candidates
+    }
+    best = dict.fromkeys(candidates, math.inf)
+    for trainer in trainers.values():
+        trainer.train_step()  # the first step allocates and measures R_g
+    for _ in range(3):
+        for name, trainer in trainers.items():
+            started = time.process_time()
+            trainer.train_step()
+            best[name] = min(best[name], time.process_time() - started)
+    tokens = small.batch_size * small.seq_len
+    speeds = {name: tokens / seconds for name, seconds in best.items()}
+    return Probe(tokens_per_s=speeds, precision=max(candidates, key=lambda n: speeds[n]))
+
+
+def card(
+    prepared: Prepared, speed: Probe, processes: int, why_processes: str, directory: str
+) -> list[Row]:
+    """The preflight card's rows, in the order they are told."""
+    config, settings, corpus = prepared.config, prepared.settings, prepared.card
+    counts = count_parameters(config)
+    tokens_per_step = settings.batch_size * settings.seq_len
+    per_second = speed.tokens_per_s[speed.precision] * _SPEEDUP.get(processes, processes)
+    seconds = (
+        settings.time_budget
+        if settings.time_budget is not None
+        else (settings.steps or 0) * tokens_per_step / per_second
+    )
+    tokens = (
+        settings.steps * tokens_per_step
+        if settings.steps is not None
+        else int(seconds * per_second)
+    )
+    others = ", ".join(f"{name} {v:,.0f} tokens/s" for name, v in speed.tokens_per_s.items())
+    precise = "measured: " + others if len(speed.tokens_per_s) > 1 else "as asked"
+    heads = " with a draft head" if config.has_mtp else ""
+    rows = [
+        Row(label="run", value=directory),
+        Row(
+            label="text",
+            value=f"{corpus['source']}; {corpus['train_bytes'] / 1e6:.2f} MB in "
+            f"{corpus['train_documents']:,} documents",
+            why=f"licence: {corpus['licence']}",
+        ),
+        Row(
+            label="held out",
+            value=f"{corpus['held_out_bytes'] / 1e6:.3f} MB in {corpus['held_out_documents']:,} "
+            "documents",
+            why="one in twenty, by a hash of the name; never trained on",
+        ),
+        Row(
+            label="tokenizer",
+            value=f"{prepared.tokenizer.vocab_size:,} entries, "
+            f"{corpus['train_bytes'] / max(1, corpus['train_tokens']):.2f} bytes per token",
+            why="byte-level BPE learned from the training text",
+        ),
+        Row(
+            label="model",
+            value=f"{settings.preset}: {counts.total_parameters / 1e6:.2f} M parameters{heads}",
+            why=f"a token activates {counts.activated_min / 1e6:.2f} to "
+            f"{counts.activated_max / 1e6:.2f} M, {counts.activated_mean / 1e6:.2f} M on average",
+        ),
+        Row(
+            label="FFN experts per token",
+            value=f"{config.router.target_ffn:g} on average of top-{config.router.top_k}",
+            why=f"{config.router.n_routed_experts} FFN + {config.router.zero_expert_num} identity "
+            "experts; the bias controller holds the mean",
+        ),
+        Row(
+            label="processes",
+            value=f"{processes} x 1 thread",
+            why=why_processes,
+        ),
+        Row(label="precision", value=speed.precision, why=precise),
+        Row(
+            label="step",
+            value=f"{settings.batch_size} windows of {settings.seq_len} = {tokens_per_step:,} "
+            "tokens",
+            why=f"in {settings.micro_batches} micro-batches, AdamW at {settings.lr:.1e}",
+        ),
+        Row(
+            label="tokens",
+            value=f"about {tokens / 1e6:.2f} M" if settings.steps is None else f"{tokens:,}",
+            why=f"{tokens / max(1, corpus['train_tokens']):.2f} passes over the text",
+        ),
+        Row(
+            label="time",
+            value=_duration(seconds) + ("" if settings.steps is None else " (estimate)"),
+            why="a budget; the learning rate follows it"
+            if settings.steps is None
+            else "from the measured speed, other work on the machine not counted",
+        ),
+        Row(
+            label="memory",
+            value=f"about {gigabytes(processes * estimate_bytes(config, settings))}",
+            why="weights, gradients, Adam's moments, activations of one micro-batch",
+        ),
+        Row(
+            label="saves",
+            value=f"every {settings.save_every} steps",
+            why="Ctrl-C saves too; a killed run goes on from the last save",
+        ),
+    ]
+    return rows
+
+
+def gigabytes(count: float) -> str:
+    """A size in words."""
+    return f"{count / 1e9:,.2f} GB" if count >= 1e8 else f"{count / 1e6:,.0f} MB"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def _available_bytes() -> int | None:
+    """Memory that can be had without swapping; None where the system does not say."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            for line in file:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass  # not Linux: ask the system library below
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return None

@@ -1,0 +1,69 @@
+"""The sentences and figures that terminal and page share."""
+
+from dataclasses import dataclass
+
+from longcat.train.summary import Summary
+
+
+@dataclass(frozen=True, kw_only=True)
+class Next:
+    """A suggestion: why, and the command that does it."""
+
+    why: str
+    command: str
+
+
+def figures(summary: Summary) -> list[tuple[str, str]]:
+    """(what, figure) of a run's headline, in the order they are told."""
+    held_out, mtp = summary["held_out"], summary["mtp"]
+    rows = []
+    if held_out:
+        rows.append(("bits per byte, held out", f"{held_out['bits_per_byte']:.3f}"))
+        rows.append(("loss, held out (nats per token)", f"{held_out['loss']:.3f}"))
+        means = ", ".join(f"{m:.2f}" for m in held_out["ffn_experts_mean"])
+        rows.append((f"FFN experts per token (target {summary['ffn_experts_target']:g})", means))
+    if mtp and mtp["acceptance"] is not None:
+        rows.append(("drafts accepted", f"{mtp['acceptance']:.1%}"))
+    if mtp and mtp["acceptance_without_repeats"] is not None:
+        rows.append(("the same without repeats", f"{mtp['acceptance_without_repeats']:.1%}"))
+    rows.append(("tokens trained on", f"{summary['tokens'] / 1e6:.2f} M"))
+    rows.append(("training time", f"{summary['seconds']:.0f} s"))
+    rows.append(("processor time", f"{summary['cpu_seconds']:.0f} s"))
+    parameters = summary["parameters"]
+    total, active = parameters["total"] / 1e6, parameters["activated_mean"] / 1e6
+    rows.append(("parameters, total / activated", f"{total:.2f} M / {active:.2f} M"))
+    return rows
+
+
+def next_steps(summary: Summary) -> list[Next]:
+    """What to try after this run."""
+    directory, settings = summary["directory"], summary["settings"]
+    steps = [
+        Next(
+            why="Let the model write; drafted and accepted tokens are coloured.",
+            command=f'longcat generate --model {directory} --prompt "def main("',
+        ),
+        Next(
+            why="Train on your own text: files, folders, globs, .jsonl, or - for standard input.",
+            command="longcat train --preset nano --data PATH --out runs/mine --time-budget 280",
+        ),
+        Next(
+            why="See the bias controller find its target, beside laws that do not.",
+            command="longcat demo router",
+        ),
+        Next(
+            why="Hand the model to transformers 5.",
+            command=f"longcat export --model {directory} --out {directory}-hf "
+            "--format transformers5",
+        ),
+    ]
+    held_out = summary["held_out"]
+    if held_out and held_out["bits_per_byte"] > held_out["compressors"].get("xz", 0.0):
+        longer = round(2 * max(60.0, summary["seconds"]))
+        again = Next(
+            why="xz still needs fewer bits for the same bytes: train twice as long.",
+            command=f"longcat train --preset {settings['preset']} --time-budget {longer} "
+            "--out runs/longer",
+        )
+        steps.insert(1, again)
+    return steps

@@ -1,0 +1,166 @@
+"""A whole run, from its request to its report; what `longcat train` calls.
+
+open_run  corpus, tokenizer, directory, precision, first snapshot   (or the state of --resume)
+train_run processes, loop
+finish    evaluation, run.json, report.html
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from longcat.train.directory import RunDirectory
+from longcat.train.errors import RunError
+from longcat.train.exchange import limit_threads
+from longcat.train.loop import Observer, begin, interruptible, run
+from longcat.train.preflight import Row, card, check_memory, choose_processes, probe
+from longcat.train.prepare import Prepared, model_config, prepare, reopen
+from longcat.train.report import write_report
+from longcat.train.settings import TrainSettings
+from longcat.train.snapshot import read_settings
+from longcat.train.sources import read_corpus
+from longcat.train.summary import Summary, summarise
+from longcat.train.trainer import Trainer
+from longcat.train.workers import Workers
+
+Say = Callable[[str], None]
+# What may differ when a run is resumed: how long, how often, never what was already computed with.
+CHANGEABLE = ("steps", "time_budget", "save_every")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """A run that is ready to train."""
+
+    directory: RunDirectory
+    prepared: Prepared
+    processes: int
+    card: list[Row]
+    resumed_from: int | None = None
+
+
+def open_run(
+    out: Path, settings: TrainSettings, *, processes: int | None = None, say: Say
+) -> Session:
+    """A new run in `out`.
+
+    Args:
+        processes: None chooses by the cores available. say: told what is being done.
+
+    Raises:
+        ValueError: unknown preset, unusable text, a directory in use, too little memory.
+    """
+    directory = RunDirectory(out)
+    config = model_config(settings)
+    count, why = choose_processes(processes, settings.micro_batches)
+    check_memory(config, settings, count)
+    directory.check_new()
+    say("reading text")
+    corpus = read_corpus(settings.data)
+    limit_threads(1)
+    say("learning the tokenizer and encoding the text")
+    try:
+        prepared = prepare(directory, corpus, settings, config)
+        say("measuring speed")
+        speed = probe(prepared)
+        prepared = replace(prepared, settings=replace(settings, precision=speed.precision))
+        begin(directory, prepared)
+    except BaseException:
+        directory.abandon()
+        raise
+    return Session(
+        directory=directory,
+        prepared=prepared,
+        processes=count,
+        card=card(prepared, speed, count, why, str(out)),
+    )
+
+
+def resume_run(
+    out: Path, wanted: dict[str, Any], *, processes: int | None = None, say: Say
+) -> Session:
+    """The run in `out`, at its newest snapshot.
+
+    Args:
+        wanted: settings given explicitly; only those in CHANGEABLE may differ from the run's.
+
+    Raises:
+        RunError: no run there, or a setting that cannot be changed on the way.
+    """
+    directory = RunDirectory(out)
+    saved = read_settings(directory.latest())
+    settings = _merged(saved, wanted)
+    count, why = choose_processes(processes, settings.micro_batches)
+    limit_threads(1)
+    say("reading the run")
+    prepared = replace(reopen(directory), settings=settings)
+    snapshot = directory.restore()
+    if settings != saved:
+        # Other processes read the settings from the snapshot; so does the next resume.
+        directory.replace_settings(snapshot, settings.to_json())
+    step = int(snapshot.name.rpartition("-")[2])
+    speed = probe(prepared)
+    rows = card(prepared, speed, count, why, str(out))
+    rows.insert(1, Row(label="goes on from", value=f"step {step}"))
+    return Session(
+        directory=directory, prepared=prepared, processes=count, card=rows, resumed_from=step
+    )
+
+
+def train_run(session: Session, observer: Observer) -> tuple[Trainer, bool]:
+    """Train to the end or to an interruption.
+
+    Returns:
+        (the trainer at the end, whether the run was interrupted).
+    """
+    with (
+        interruptible() as stopping,
+        Workers(session.directory.path, session.processes) as workers,
+    ):
+        trainer = run(session.directory, session.prepared, workers.exchange, observer, stopping)
+    return trainer, trainer.progress < 1
+
+
+def finish(session: Session, trainer: Trainer, *, say: Say) -> Summary:
+    """Evaluate, write run.json and report.html; returns run.json's document."""
+    training = {
+        "finished": trainer.progress >= 1,
+        "steps": trainer.step,
+        "tokens": trainer.tokens_seen,
+        "seconds": trainer.seconds,
+        "cpu_seconds": trainer.cpu_seconds,
+        "processes": session.processes,
+    }
+    summary = summarise(session.directory, session.prepared, training, say=say)
+    say("writing the report")
+    write_report(session.directory.path, summary)
+    return summary
+
+
+def is_unfinished(out: Path) -> bool:
+    """Whether `out` holds a run that was interrupted."""
+    directory = RunDirectory(out)
+    return bool(directory.snapshots()) and not os.path.exists(out / "run.json")
+
+
+def _merged(saved: TrainSettings, wanted: dict[str, Any]) -> TrainSettings:
+    before = asdict(saved)
+    fixed = {
+        name: value
+        for name, value in wanted.items()
+        if name not in CHANGEABLE and value != before[name]
+    }
+    if fixed:
+        listed = ", ".join(f"{n} is {before[n]!r}, not {v!r}" for n, v in fixed.items())
+        raise RunError(
+            f"resume: the run was begun with other settings ({listed}); leave them out, or begin "
+            "a new run with another --out"
+        )
+    if "steps" in wanted:
+        wanted = {**wanted, "time_budget": None}
+    elif "time_budget" in wanted:
+        wanted = {**wanted, "steps": None}
+    names = {f.name for f in fields(TrainSettings)}
+    return replace(saved, **{n: v for n, v in wanted.items() if n in names})

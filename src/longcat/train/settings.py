@@ -1,0 +1,126 @@
+"""Everything that decides what a run computes, in one frozen object that is saved with it."""
+
+import json
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+from longcat.train.errors import RunError
+
+Precision = Literal["auto", "bf16", "float32", "float64"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """The settings of one run.
+
+    The report does not publish learning rate, betas, weight decay, schedule or MTP weight; these
+    are this project's, found at hidden size 128 (see `default_lr` for other widths).
+
+    Args:
+        preset: name of the model configuration.
+        data: `--data` arguments; empty means the default corpus.
+        vocab_size: entries of the tokenizer trained for this run.
+        seed: decides initial weights and data order.
+        steps: optimizer steps; None when `time_budget` decides.
+        time_budget: seconds of wall time to train for; the learning rate then follows elapsed
+            time, so that such a run is not reproducible to the bit.
+        batch_size: windows per optimizer step. micro_batches: shares that one forward and
+            backward sees; processes divide these among themselves, so that the mathematics does
+            not depend on how many there are.
+        seq_len: tokens per window.
+        lr: peak learning rate. warmup_steps: steps of linear rise. decay: fraction of the run, at
+            its end, over which it falls to 0.
+        weight_decay, beta1, beta2, eps, grad_clip: AdamW and the gradient-norm limit.
+        mtp_weight: weight of the MTP head's cross entropy; 0 trains no head.
+        z_loss_weight: lambda of the hidden z-loss (the report's figure 6 shows 1e-7).
+        balance_weight: alpha of the balance loss, small enough for R_g < 0.1.
+        balance_groups: D of the balance loss.
+        mu, mu_final, mu_steps: gain of the bias controller, falling from mu to mu_final.
+        precision: arithmetic of the linears; "auto" is replaced by what was measured to be fast.
+        save_every: steps between snapshots. measure_every: steps between measurements of R_g.
+
+    Raises:
+        RunError: for settings that contradict each other.
+    """
+
+    preset: str = "nano"
+    data: tuple[str, ...] = ()
+    vocab_size: int = 2048
+    seed: int = 0
+    steps: int | None = None
+    time_budget: float | None = None
+    batch_size: int = 8
+    micro_batches: int = 2
+    seq_len: int = 256
+    lr: float = 4e-3
+    warmup_steps: int = 40
+    decay: float = 0.3
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-16
+    grad_clip: float = 1.0
+    mtp_weight: float = 0.3
+    z_loss_weight: float = 1e-7
+    balance_weight: float = 5e-4
+    balance_groups: int = 1
+    mu: float = 1.0
+    mu_final: float = 0.1
+    mu_steps: int = 400
+    precision: Precision = "auto"
+    save_every: int = 200
+    measure_every: int = 20
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.time_budget is None):
+            raise RunError(
+                "train: give either --steps N or --time-budget SECONDS; got "
+                f"steps={self.steps}, time_budget={self.time_budget}"
+            )
+        positive = {
+            "--steps": 1 if self.steps is None else self.steps,
+            "--time-budget": 1 if self.time_budget is None else self.time_budget,
+            "--batch-size": self.batch_size,
+            "--seq-len": self.seq_len,
+            "--save-every": self.save_every,
+            "--lr": self.lr,
+            "measure_every": self.measure_every,
+        }
+        for name, value in positive.items():
+            if not value > 0:
+                raise RunError(f"train: {name} must be positive; got {value}")
+        if self.seed < 0:
+            raise RunError(f"train: --seed must not be negative; got {self.seed}")
+        if self.micro_batches < 1 or self.batch_size % self.micro_batches:
+            raise RunError(
+                f"train: a batch of {self.batch_size} windows cannot be cut into "
+                f"{self.micro_batches} equal micro-batches"
+            )
+
+    def to_json(self) -> str:
+        """One JSON object, the inverse of `from_json`."""
+        return json.dumps(asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> "TrainSettings":
+        """Settings as saved.
+
+        Raises:
+            RunError: when a field is unknown: the run is of another version.
+        """
+        saved: dict[str, Any] = json.loads(text)
+        unknown = sorted(set(saved) - {f.name for f in fields(cls)})
+        if unknown:
+            raise RunError(
+                f"resume: the run was saved with settings this version does not know: {unknown}"
+            )
+        saved["data"] = tuple(saved.get("data", ()))
+        return cls(**saved)
+
+
+def default_lr(hidden_size: int) -> float:
+    """4e-3 at hidden size 128, falling in proportion to the width.
+
+    Source: report section 3.1.1, the transfer rule for hidden matrices (learning rate / s).
+    """
+    return 4e-3 * min(1.0, 128 / hidden_size)

@@ -1,0 +1,142 @@
+"""Forward and backward of one micro-batch: the losses, and the sums a metrics line is made of.
+
+    L = CE(next token) + w_mtp CE(token after next) + hidden z-loss + balance loss
+
+Each cross entropy is a sum divided by the number of targets of the whole global batch, so adding
+up gradients over micro-batches and processes gives the same mean however the batch is cut. The
+balance loss is attached inside the model, micro-batch by micro-batch as the report defines it.
+
+Source: report sections 2.1.2, 2.4, 3.1.3.
+"""
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from longcat.flash import FlashConfig, FlashModel, FlashOutput
+from longcat.optim import hidden_z_loss
+from longcat.train.batches import Batch
+from longcat.train.settings import TrainSettings
+from longcat.train.tally import Tally
+
+IGNORED = -100  # a target that is in no loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class Targets:
+    """How many predictions the global batch holds, for the denominators of the losses."""
+
+    main: int
+    mtp: int
+
+
+def count_targets(batch: Batch, bos: int) -> Targets:
+    """Targets of a whole batch; <s> is never one, since it opens another document."""
+    return Targets(
+        main=int(np.count_nonzero(batch.next_ids != bos)),
+        mtp=int(np.count_nonzero(batch.after_next != bos)),
+    )
+
+
+def document_start(config: FlashConfig) -> int:
+    """The id that opens a document; -1, which is no id, where the model has none."""
+    return -1 if config.bos_token_id is None else config.bos_token_id
+
+
+def arithmetic(settings: TrainSettings) -> AbstractContextManager[object]:
+    """The context a forward pass runs in: bfloat16 autocast or nothing."""
+    if settings.precision == "bf16":
+        return torch.autocast("cpu", dtype=torch.bfloat16)
+    return nullcontext()
+
+
+def parameter_dtype(settings: TrainSettings) -> torch.dtype:
+    """Weights are float32 under autocast too; float64 is for comparisons."""
+    return torch.float64 if settings.precision == "float64" else torch.float32
+
+
+def forward_backward(
+    model: FlashModel,
+    batch: Batch,
+    targets: Targets,
+    settings: TrainSettings,
+    tally: Tally,
+    *,
+    token_bytes: NDArray[np.int64],
+    measure: bool,
+) -> None:
+    """Add one micro-batch's gradients to the parameters and its sums to the tally.
+
+    Args:
+        targets: of the global batch. token_bytes: [V] bytes each id stands for.
+        measure: also take the gradient of the main loss with respect to the router scores (R_g),
+            and how often the MTP head's choice is the main model's own.
+    """
+    bos = document_start(model.config)
+    inputs = torch.from_numpy(batch.inputs)
+    next_ids, after_next = torch.from_numpy(batch.next_ids), torch.from_numpy(batch.after_next)
+    with arithmetic(settings):
+        output = model(inputs, output_router=True)
+        nll = _summed(output.logits, next_ids, bos)
+        mtp_logits = model.mtp(output.hidden, next_ids)[0] if settings.mtp_weight else None
+        z = hidden_z_loss(output.last_layer, settings.z_loss_weight)
+    loss = nll / targets.main
+    total = loss + z / settings.micro_batches
+    if mtp_logits is not None:
+        mtp_nll = _summed(mtp_logits, after_next, bos)
+        total = total + settings.mtp_weight * mtp_nll / targets.mtp
+        tally.add("mtp_nll", mtp_nll.detach())
+        tally.add("mtp_targets", float((after_next != bos).sum()))
+    if measure:
+        _measure(model, output, loss, mtp_logits, tally)
+    total.backward()
+    _add_sums(output, tally)
+    tally.add("nll", nll.detach())
+    tally.add("targets", float((next_ids != bos).sum()))
+    tally.add("bytes", float(token_bytes[batch.next_ids[batch.next_ids != bos]].sum()))
+    tally.add("z", z.detach())
+
+
+def _summed(logits: Tensor, ids: Tensor, bos: int) -> Tensor:
+    """Cross entropy summed over targets, in float32 (float64 for a float64 model)."""
+    wanted = ids.masked_fill(ids == bos, IGNORED).flatten()
+    exact = logits if logits.dtype == torch.float64 else logits.float()
+    return cross_entropy(exact.flatten(0, 1), wanted, ignore_index=IGNORED, reduction="sum")
+
+
+def _measure(
+    model: FlashModel, output: FlashOutput, loss: Tensor, mtp_logits: Tensor | None, tally: Tally
+) -> None:
+    assert output.router is not None
+    if model.config.router.n_routed_experts:
+        scores = [routing.scores for routing in output.router]
+        with model.balance.paused():
+            gradients = torch.autograd.grad(loss, scores, retain_graph=True, allow_unused=True)
+        for layer, gradient in enumerate(gradients):
+            if gradient is not None:
+                tally.pull[layer] += gradient.sum(dim=0)
+    if mtp_logits is not None:
+        # Both look at the token two places after position i: the head from i, the model from i+1.
+        same = mtp_logits[:, :-1].argmax(dim=-1) == output.logits[:, 1:].argmax(dim=-1)
+        tally.add("agreed", float(same.double().mean()))
+
+
+def _add_sums(output: FlashOutput, tally: Tally) -> None:
+    assert output.router is not None
+    tally.counts += output.counts
+    for layer, routing in enumerate(output.router):
+        used = routing.ffn_per_token.double()
+        tally.ffn[layer] += used.sum()
+        tally.ffn_squared[layer] += (used * used).sum()
+    tally.balance += output.balance_loss
+    tally.balance_f[:, : output.balance_f.shape[1]] += output.balance_f
+    hidden = output.last_layer.detach().double()
+    tally.add("hidden_squared", hidden.square().sum())
+    tally.add("hidden_count", hidden.numel())
+    tally.add("tokens", math.prod(output.last_layer.shape[:-1]))

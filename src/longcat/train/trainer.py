@@ -1,0 +1,253 @@
+"""The state of a run and its one operation: an optimizer step.
+
+Every process holds the same model, optimizer and controller. A step draws no random number: the
+initial weights come from the seed, the batch from (seed, step), so (weights, moments, controller,
+step) is the whole state, and a run cut in two gives the bits of a run that was not.
+"""
+
+import math
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from longcat.flash import FlashConfig, FlashModel
+from longcat.optim import GradientMonitor, adamw, warmup_stable_decay
+from longcat.router import BiasController, ControllerConfig, router_gradient_ratio
+from longcat.train.batches import Windows
+from longcat.train.errors import RunError
+from longcat.train.exchange import Exchange
+from longcat.train.metrics import Record
+from longcat.train.settings import TrainSettings
+from longcat.train.step import (
+    count_targets,
+    document_start,
+    forward_backward,
+    parameter_dtype,
+)
+from longcat.train.tally import Tally
+
+
+class Trainer:
+    """One process's part of a run.
+
+    Args:
+        config: the model's sizes. settings: everything else that decides the mathematics.
+        tokens: the training ids, flat. token_bytes: [V] bytes that each id stands for.
+        exchange: the other processes.
+
+    Attributes:
+        step: optimizer steps done. tokens_seen: tokens trained on.
+        seconds, cpu_seconds: training time so far, of the wall and of all processes together,
+            resumed parts included. stop_asked: rank 0 wants to end after the current step.
+    """
+
+    def __init__(
+        self,
+        config: FlashConfig,
+        settings: TrainSettings,
+        tokens: NDArray[np.integer],
+        token_bytes: NDArray[np.int64],
+        exchange: Exchange | None = None,
+    ) -> None:
+        self.config = config
+        self.settings = settings
+        self.exchange = exchange or Exchange()
+        if settings.micro_batches % self.exchange.world:
+            raise RunError(
+                f"train: {self.exchange.world} processes cannot share {settings.micro_batches} "
+                "micro-batches evenly; choose --processes that divides them"
+            )
+        self.windows = Windows(
+            tokens,
+            seq_len=settings.seq_len,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+        )
+        self.model = FlashModel(config, dtype=parameter_dtype(settings), seed=settings.seed)
+        self.model.balance.alpha = settings.balance_weight
+        self.model.balance.groups = settings.balance_groups
+        self.model.balance.scale = 1 / settings.micro_batches
+        self.optimizer = adamw(
+            self.model,
+            lr=settings.lr,
+            betas=(settings.beta1, settings.beta2),
+            eps=settings.eps,
+            weight_decay=settings.weight_decay,
+        )
+        gains = ControllerConfig(
+            mu=settings.mu, mu_final=settings.mu_final, decay_steps=settings.mu_steps
+        )
+        self.controller = BiasController(config.router, config.num_layers, gains)
+        self.step = 0
+        self.tokens_seen = 0
+        self.seconds = 0.0
+        self.cpu_seconds = 0.0
+        self.stop_asked = False
+        self._token_bytes = token_bytes
+        self._monitor = GradientMonitor(settings.eps)
+        self._tally = Tally(config, settings.balance_groups)
+        self._gradients = self._flat_gradients()
+        self._clock = (time.perf_counter(), time.process_time())
+
+    def _flat_gradients(self) -> torch.Tensor:
+        """One buffer that all gradients are views of, so that one all-reduce takes them all."""
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        flat = torch.zeros(sum(p.numel() for p in parameters), dtype=parameter_dtype(self.settings))
+        views = flat.split([p.numel() for p in parameters])
+        for parameter, view in zip(parameters, views, strict=True):
+            parameter.grad = view.view_as(parameter)
+        return flat
+
+    @property
+    def progress(self) -> float:
+        """The fraction of the run that is done: of its steps, or of its time budget."""
+        if self.settings.steps is not None:
+            return self.step / self.settings.steps
+        return self.seconds / (self.settings.time_budget or 1.0)
+
+    @property
+    def is_done(self) -> bool:
+        """The same answer in every process: it rests on exchanged figures alone."""
+        return self.progress >= 1 or self.stop_asked
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the next step: linear warm-up by steps, a plateau, a linear decay by progress."""
+        planned = self.settings.steps or math.inf
+        warmup = max(1, min(self.settings.warmup_steps, planned // 4))
+        rise = min(1.0, (self.step + 1) / warmup)
+        fall = warmup_stable_decay(self.progress, warmup=0.0, decay=self.settings.decay)
+        return self.settings.lr * rise * fall
+
+    def start_clock(self) -> None:
+        """Leave what was done until now (loading, saving) out of the next step's time."""
+        self._clock = (time.perf_counter(), time.process_time())
+
+    def train_step(self, *, stop: bool = False) -> Record:
+        """One optimizer step over the global batch; returns its metrics.
+
+        Args:
+            stop: this process (rank 0) asks all to end after this step.
+
+        Raises:
+            RunError: when the loss or the gradient is no finite number; the weights are then
+                still those of the step before.
+        """
+        settings, tally = self.settings, self._tally
+        measure = self.step % settings.measure_every == 0
+        tally.clear()
+        self._gradients.zero_()
+        whole = self.windows.batch(self.step)
+        targets = count_targets(whole, document_start(self.config))
+        share = settings.micro_batches // self.exchange.world
+        for i in range(share):
+            part = self.exchange.rank * share + i
+            batch = self.windows.batch(self.step, part, settings.micro_batches)
+            forward_backward(
+                self.model,
+                batch,
+                targets,
+                settings,
+                tally,
+                token_bytes=self._token_bytes,
+                measure=measure,
+            )
+        self._tell_clocks(stop)
+        self.exchange.sum_(self._gradients)
+        self.exchange.sum_(tally.row)
+        reading = self._monitor.read(self.model.parameters())
+        self._check_finite(reading.norm)
+        if reading.norm > settings.grad_clip:
+            self._gradients.mul_(settings.grad_clip / reading.norm)
+        lr = self.learning_rate
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self._control()
+        took = tally["elapsed"]
+        self.step += 1
+        self.tokens_seen += round(tally["tokens"])
+        self.seconds += took
+        self.cpu_seconds += tally["cpu_seconds"]
+        self.stop_asked = tally["stop"] > 0
+        return self._record(reading.norm, reading.rms, lr, took, measure)
+
+    def _tell_clocks(self, stop: bool) -> None:
+        """Rank 0's wall time and everybody's processor time since the last step's end."""
+        wall, cpu = time.perf_counter(), time.process_time()
+        self._tally.add("cpu_seconds", cpu - self._clock[1])
+        if self.exchange.rank == 0:
+            self._tally.add("elapsed", wall - self._clock[0])
+            self._tally.add("stop", float(stop))
+        self._clock = (wall, cpu)
+
+    @torch.no_grad()
+    def _control(self) -> None:
+        """Move the router biases by the counts of the global batch."""
+        routers = [layer.mlp.router for layer in self._layers()]
+        bias = torch.stack([router.e_score_correction_bias for router in routers])
+        fresh = self.controller.update(bias, self._tally.counts.round().to(torch.int64))
+        for router, row in zip(routers, fresh, strict=True):
+            router.e_score_correction_bias.copy_(row)
+
+    def _layers(self) -> list[Any]:
+        return list(self.model.model.layers)
+
+    def _check_finite(self, norm: float) -> None:
+        if not math.isfinite(self._tally["nll"]) or not math.isfinite(norm):
+            raise RunError(
+                f"train: the loss or its gradient is not finite at step {self.step + 1} (loss "
+                f"{self._tally['nll'] / max(1, self._tally['targets'])}, gradient norm {norm}); "
+                "start again with a lower --lr"
+            )
+
+    def _record(self, norm: float, rms: float, lr: float, took: float, measure: bool) -> Record:
+        tally, settings = self._tally, self.settings
+        tokens, router = tally["tokens"], self.config.router
+        mean = tally.ffn / tokens
+        variance = (tally.ffn_squared / tokens - mean**2).clamp(min=0)
+        load = tally.counts[:, : max(1, router.n_routed_experts)]
+        loss = tally["nll"] / tally["targets"]
+        has_mtp = bool(settings.mtp_weight)
+        return {
+            "step": self.step,
+            "tokens": self.tokens_seen,
+            "loss": loss,
+            "bits_per_byte": tally["nll"] / math.log(2) / max(1.0, tally["bytes"]),
+            "lr": lr,
+            "tokens_per_s": tokens / took if took > 0 else None,
+            "ffn_experts_mean": mean.tolist(),
+            "ffn_experts_std": variance.sqrt().tolist(),
+            "expert_load_max": (load.amax(dim=1) / load.mean(dim=1).clamp(min=1e-9)).tolist(),
+            "r_g": self._r_g() if measure else None,
+            "grad_norm": norm,
+            "grad_rms": rms,
+            "hidden_rms": math.sqrt(tally["hidden_squared"] / tally["hidden_count"]),
+            "z_loss": tally["z"] / settings.micro_batches,
+            "balance_loss": (tally.balance / settings.micro_batches).tolist(),
+            "mtp_loss": tally["mtp_nll"] / max(1, tally["mtp_targets"]) if has_mtp else None,
+            "mtp_acceptance": tally["agreed"] / settings.micro_batches
+            if has_mtp and measure
+            else None,
+            "expert_load": (load / load.mean(dim=1, keepdim=True).clamp(min=1e-9)).tolist()
+            if measure
+            else None,
+            "seconds": self.seconds,
+            "cpu_seconds": self.cpu_seconds,
+        }
+
+    def _r_g(self) -> list[float] | None:
+        """Per layer; None without FFN experts or without a balance loss."""
+        router, settings = self.config.router, self.settings
+        if router.n_routed_experts == 0 or not settings.balance_weight:
+            return None
+        groups = settings.balance_groups
+        with_identity = router.zero_expert_num > 0 and router.target_ffn < router.top_k
+        frequency = self._tally.balance_f[:, : groups + with_identity] / settings.micro_batches
+        return [
+            router_gradient_ratio(pull, f, router, alpha=settings.balance_weight, groups=groups)
+            for pull, f in zip(self._tally.pull, frequency, strict=True)
+        ]

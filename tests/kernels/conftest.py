@@ -1,0 +1,88 @@
+"""What the kernel tests share: seeded tensors, errors against a definition, numeric gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+
+class Check:
+    """Comparisons with a float64 definition, with bounds that follow from the dtype."""
+
+    @staticmethod
+    def error(got: Tensor, want: Any) -> float:
+        """Largest difference relative to the largest value wanted."""
+        got64 = got.detach().double().cpu().numpy()
+        want64 = np.asarray(want.detach().double().cpu() if isinstance(want, Tensor) else want)
+        assert got64.shape == want64.shape
+        if not want64.size:
+            return 0.0
+        # NaN must not hide in a maximum.
+        assert np.isfinite(got64).all()
+        return float(np.abs(got64 - want64).max() / max(float(np.abs(want64).max()), 1e-30))
+
+    @staticmethod
+    def bound(dtype: torch.dtype, terms: int = 1) -> float:
+        """8 roundings of a sum of `terms` terms whose errors add like a random walk."""
+        return 8 * torch.finfo(dtype).eps * terms**0.5
+
+    @staticmethod
+    def numeric_gradient(
+        function: Callable[[np.ndarray], np.ndarray], x: np.ndarray, weights: np.ndarray
+    ) -> np.ndarray:
+        """Central differences of sum(weights * function(x)), in float64."""
+        gradient, step = np.zeros_like(x), 1e-6
+        for place in np.ndindex(x.shape):
+            moved = [x.copy(), x.copy()]
+            moved[0][place] += step
+            moved[1][place] -= step
+            high, low = (float((weights * function(m)).sum()) for m in moved)
+            gradient[place] = (high - low) / (2 * step)
+        return gradient
+
+
+@pytest.fixture
+def check() -> Check:
+    return Check()
+
+
+@pytest.fixture
+def randn() -> Callable[..., Tensor]:
+    """Seeded normal tensors: randn(2, 3, dtype=torch.float32)."""
+    generator = torch.Generator().manual_seed(20250901)
+
+    def make(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+        # Drawn in float64, so that every dtype holds the same numbers, rounded.
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    return make
+
+
+def interpreter_trouble() -> str | None:
+    """Why Triton kernels cannot run here on CPU tensors, or None."""
+    import importlib.metadata
+    import os
+
+    try:
+        version = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        return "triton is not installed"
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        return "a GPU is present, so Triton compiles instead of interpreting"
+    older = tuple(int(part) for part in version.split(".")[:2]) < (3, 7)
+    if older and tuple(int(part) for part in np.__version__.split(".")[:2]) >= (2, 4):
+        return f"the interpreter of triton {version} breaks on loops with numpy {np.__version__}"
+    return None
+
+
+@pytest.fixture
+def interpreter() -> None:
+    """Skip, with the reason, where Triton's interpreter cannot run."""
+    trouble = interpreter_trouble()
+    if trouble:
+        pytest.skip(trouble)

@@ -1,0 +1,133 @@
+"""The FFN experts: agreement of every form, ragged and empty groups, gradients, autocast."""
+
+import pytest
+import torch
+
+from longcat.kernels import experts, use_backend
+from longcat.kernels.experts import eager, reference
+
+# rows per expert, D, F; widths that grouped_mm takes and widths that it refuses
+SHAPES = [
+    ([3, 0, 5, 1], 8, 16),
+    ([3, 0, 5, 1], 5, 7),
+    ([0, 0], 8, 8),
+    ([], 8, 8),
+    ([9], 8, 4),
+    ([0, 40, 0], 16, 8),
+]
+
+
+def _operands(randn, rows, width, inner, dtype=torch.float64):
+    n_experts = len(rows)
+    offsets = torch.tensor(rows, dtype=torch.int64).cumsum(0).int()
+    x = randn(sum(rows), width, dtype=dtype)
+    gate_up = randn(n_experts, 2 * inner, width, dtype=dtype)
+    return x, gate_up, randn(n_experts, width, inner, dtype=dtype), offsets
+
+
+def _definition(x, gate_up, down, offsets):
+    return reference.experts(
+        x.detach().double().numpy(), gate_up.detach().double().numpy(),
+        down.detach().double().numpy(), offsets.numpy(),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("rows", "width", "inner"), SHAPES)
+def test_eager_agrees_with_the_definition(randn, check, rows, width, inner, dtype):
+    operands = _operands(randn, rows, width, inner, dtype)
+    want = _definition(*operands)
+    assert check.error(experts(*operands), want) <= check.bound(dtype, width + inner)
+    with use_backend("numpy"):
+        assert check.error(experts(*operands), want) <= check.bound(dtype)
+
+
+@pytest.mark.parametrize(("rows", "width", "inner"), SHAPES)
+def test_grouped_and_padded_forms_agree(randn, check, rows, width, inner):
+    if not rows or not sum(rows):
+        return
+    x, gate_up, _, offsets = _operands(randn, rows, width, inner, torch.float32)
+    padded = eager.padded_linear(x, gate_up, offsets)
+    assert check.error(eager._grouped_linear(x, gate_up, offsets), padded) < 1e-5
+
+
+def test_float32_of_even_widths_takes_grouped_mm_and_float64_does_not(randn):
+    x, gate_up, _, _ = _operands(randn, [2], 8, 8, torch.float32)
+    assert eager._grouped_mm_takes(x, gate_up)
+    assert not eager._grouped_mm_takes(x.double(), gate_up.double())
+    assert not eager._grouped_mm_takes(x[:, :6], gate_up[:, :, :6])
+
+
+@pytest.mark.parametrize(("rows", "width", "inner"), SHAPES)
+def test_gradients_pass_gradcheck(randn, rows, width, inner):
+    x, gate_up, down, offsets = _operands(randn, rows, min(width, 5), min(inner, 4))
+    operands = [x.requires_grad_(), gate_up.requires_grad_(), down.requires_grad_()]
+    if sum(rows) > 10:
+        return
+    assert torch.autograd.gradcheck(lambda *o: experts(*o, offsets), operands)
+
+
+@pytest.mark.parametrize(("rows", "width", "inner"), SHAPES)
+def test_grouped_gradients_agree_with_float64(randn, check, rows, width, inner):
+    x, gate_up, down, offsets = _operands(randn, rows, width, inner)
+    pull = randn(*x.shape)
+    gradients = {}
+    for dtype in (torch.float64, torch.float32):
+        operands = [t.detach().to(dtype).requires_grad_() for t in (x, gate_up, down)]
+        (experts(*operands, offsets) * pull.to(dtype)).sum().backward()
+        gradients[dtype] = [operand.grad for operand in operands]
+    for got, want in zip(gradients[torch.float32], gradients[torch.float64], strict=True):
+        assert check.error(got, want) <= check.bound(torch.float32, 64)
+
+
+def test_a_plain_sum_has_a_gradient(randn):
+    # Its gradient is an expanded scalar, which grouped_mm's own backward refuses.
+    x, gate_up, down, offsets = _operands(randn, [3, 2], 8, 8, torch.float32)
+    experts(x.requires_grad_(), gate_up.requires_grad_(), down, offsets).sum().backward()
+    assert torch.isfinite(x.grad).all()
+
+
+def test_an_expert_without_rows_gets_a_gradient_of_zeros(randn):
+    x, gate_up, down, offsets = _operands(randn, [3, 0, 2], 8, 8, torch.float32)
+    experts(x, gate_up.requires_grad_(), down.requires_grad_(), offsets).square().sum().backward()
+    assert not gate_up.grad[1].any()
+    assert not down.grad[1].any()
+    assert gate_up.grad[0].any()
+
+
+def test_padding_of_the_batched_form_reaches_no_gradient(randn):
+    # Row 0 is what padding positions read: its gradient must be that of its own expert alone.
+    x, gate_up, down, offsets = _operands(randn, [1, 4], 5, 3)
+    gradient = torch.autograd.grad(experts(x.requires_grad_(), gate_up, down, offsets).sum(), x)[0]
+    alone = torch.autograd.grad(experts(x[:1], gate_up[:1], down[:1], offsets[:1]).sum(), x)[0]
+    assert torch.allclose(gradient[0], alone[0], rtol=1e-12)
+
+
+@pytest.mark.parametrize(("rows", "width", "inner"), SHAPES)
+def test_autocast_computes_in_its_dtype_and_gives_float32_gradients(
+    randn, check, rows, width, inner
+):
+    operands = _operands(randn, rows, width, inner, torch.float32)
+    weights = [operands[1].requires_grad_(), operands[2].requires_grad_()]
+    with torch.autocast("cpu", torch.bfloat16):
+        y = experts(operands[0], *weights, operands[3])
+        mixed = experts(operands[0].bfloat16(), *weights, operands[3])
+    assert y.dtype == mixed.dtype == torch.bfloat16
+    assert torch.equal(y, mixed)
+    assert check.error(y, _definition(*operands)) < 0.05
+    y.sum().backward()
+    assert weights[0].grad.dtype == torch.float32
+
+
+def test_up_rows_first_is_caught(randn, check):
+    x, gate_up, down, offsets = _operands(randn, [3, 4], 8, 8)
+    mutant = torch.cat(gate_up.chunk(2, dim=1)[::-1], dim=1)
+    want = _definition(x, gate_up, down, offsets)
+    assert check.error(experts(x, mutant, down, offsets), want) > 0.01
+
+
+def test_offsets_shifted_by_one_row_are_caught(randn, check):
+    x, gate_up, down, offsets = _operands(randn, [3, 4], 8, 8)
+    shifted = torch.tensor([2, 7], dtype=torch.int32)
+    want = _definition(x, gate_up, down, offsets)
+    assert check.error(experts(x, gate_up, down, shifted), want) > 0.01

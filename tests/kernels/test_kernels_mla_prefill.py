@@ -1,0 +1,166 @@
+"""Attention with expanded heads: masks, empty and blind rows, both fast paths, gradients."""
+
+import pytest
+import torch
+
+from longcat.kernels import mla_prefill, use_backend
+from longcat.kernels.mla_prefill import eager, reference
+
+SCALE = 0.35
+# B, T, S, H, Q, V
+SHAPES = [
+    (2, 5, 5, 3, 6, 4),
+    (1, 1, 9, 2, 4, 4),
+    (2, 5, 9, 1, 4, 6),
+    (1, 131, 131, 2, 4, 3),
+    (2, 130, 140, 1, 4, 4),
+]
+EMPTY = [(2, 0, 5, 3, 6, 4), (0, 3, 3, 1, 4, 4), (1, 0, 0, 1, 4, 4)]
+
+
+def _operands(randn, shape, dtype=torch.float64):
+    n_batch, n_queries, n_keys, n_heads, width, n_values = shape
+    return (
+        randn(n_batch, n_queries, n_heads, width, dtype=dtype),
+        randn(n_batch, n_keys, n_heads, width, dtype=dtype),
+        randn(n_batch, n_keys, n_heads, n_values, dtype=dtype),
+    )
+
+
+def _mask(randn, shape):
+    """A random mask with one row that may see nothing."""
+    mask = randn(shape[0], shape[1], shape[2]) > 0
+    mask[:1, :1] = False
+    return mask
+
+
+def _definition(q, k, v, mask=None):
+    arrays = [t.detach().double().numpy() for t in (q, k, v)]
+    return reference.mla_prefill(*arrays, SCALE, None if mask is None else mask.numpy())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", SHAPES + EMPTY)
+@pytest.mark.parametrize("masked", [False, True])
+def test_eager_agrees_with_the_definition(randn, check, shape, dtype, masked):
+    operands = _operands(randn, shape, dtype)
+    mask = _mask(randn, shape) if masked else None
+    want = _definition(*operands, mask)
+    assert check.error(mla_prefill(*operands, SCALE, mask), want) <= check.bound(dtype)
+    with use_backend("numpy"):
+        assert check.error(mla_prefill(*operands, SCALE, mask), want) <= check.bound(dtype)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_tiles_and_fused_attention_agree(randn, check, shape):
+    operands = _operands(randn, shape)
+    fused = eager.fused(*operands, SCALE, None)
+    tiles = eager._CausalTiles.apply(*operands, SCALE)
+    assert check.error(tiles, fused) < 1e-13
+
+
+def test_an_explicit_causal_mask_changes_nothing(randn, check):
+    operands = _operands(randn, (2, 5, 9, 3, 6, 4))
+    mask = eager.causal_mask(5, 9, torch.device("cpu")).expand(2, -1, -1)
+    assert check.error(mla_prefill(*operands, SCALE, mask), mla_prefill(*operands, SCALE)) < 1e-13
+
+
+def test_the_last_query_sees_every_key_and_the_first_not_the_last(randn):
+    q, k, v = _operands(randn, (1, 3, 7, 1, 4, 4))
+    before = mla_prefill(q, k, v, SCALE)
+    k[0, 6] += 1.0
+    after = mla_prefill(q, k, v, SCALE)
+    assert torch.equal(before[0, :2], after[0, :2])
+    assert not torch.equal(before[0, 2], after[0, 2])
+
+
+def test_a_causal_mask_aligned_at_the_start_is_caught(randn, check):
+    q, k, v = _operands(randn, (1, 3, 7, 1, 4, 4))
+    aligned_at_start = torch.ones(3, 7, dtype=torch.bool).tril()[None]
+    mutant = mla_prefill(q, k, v, SCALE, aligned_at_start)
+    assert check.error(mutant, _definition(q, k, v)) > 0.01
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_left_padding_yields_zeros_where_nothing_is_seen_and_no_nan(randn, dtype):
+    q, k, v = (t.requires_grad_() for t in _operands(randn, (2, 6, 6, 2, 4, 4), dtype))
+    mask = torch.ones(6, 6, dtype=torch.bool).tril().repeat(2, 1, 1)
+    mask[0, :, :3] = False  # three padding tokens in front of the first sequence
+    out = mla_prefill(q, k, v, SCALE, mask)
+    assert not out[0, :3].any()
+    assert out[0, 3:].all()
+    out.square().sum().backward()
+    for operand in (q, k, v):
+        assert torch.isfinite(operand.grad).all()
+        assert not operand.grad[0, :3].any()
+
+
+def test_padding_keys_of_any_value_change_nothing(randn):
+    q, k, v = _operands(randn, (1, 4, 6, 2, 4, 4))
+    mask = torch.ones(1, 4, 6, dtype=torch.bool)
+    mask[:, :, 5] = False
+    before = mla_prefill(q, k, v, SCALE, mask)
+    k[:, 5], v[:, 5] = 1e3, -1e3
+    assert torch.equal(before, mla_prefill(q, k, v, SCALE, mask))
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 4, 2, 3, 2), (1, 2, 5, 2, 2, 3), (1, 1, 3, 1, 2, 2)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_gradients_pass_gradcheck(randn, shape, masked):
+    operands = tuple(t.requires_grad_() for t in _operands(randn, shape))
+    mask = _mask(randn, shape) if masked else None
+    assert torch.autograd.gradcheck(lambda *o: mla_prefill(*o, SCALE, mask), operands)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_gradients_of_tiles_and_fused_attention_agree(randn, check, shape):
+    operands = tuple(t.requires_grad_() for t in _operands(randn, shape))
+    pull = randn(shape[0], shape[1], shape[3], shape[5])
+    tiles = torch.autograd.grad((eager._CausalTiles.apply(*operands, SCALE) * pull).sum(), operands)
+    fused = torch.autograd.grad((eager.fused(*operands, SCALE, None) * pull).sum(), operands)
+    for got, want in zip(tiles, fused, strict=True):
+        assert check.error(got, want) < 1e-12
+
+
+def test_gradients_agree_with_differences_of_the_definition(randn, check):
+    q, k, v = _operands(randn, (1, 3, 3, 2, 2, 2))
+    q.requires_grad_()
+    pull = randn(1, 3, 2, 2)
+    (mla_prefill(q, k, v, SCALE) * pull).sum().backward()
+    want = check.numeric_gradient(
+        lambda x: reference.mla_prefill(x, k.numpy(), v.numpy(), SCALE),
+        q.detach().numpy(),
+        pull.numpy(),
+    )
+    assert check.error(q.grad, want) < 1e-8
+
+
+def test_nothing_is_kept_for_a_gradient_that_nobody_asks_for(randn):
+    kept = []
+    operands = _operands(randn, SHAPES[0], torch.float32)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        mla_prefill(*operands, SCALE)
+        assert not kept
+        mla_prefill(operands[0].requires_grad_(), *operands[1:], SCALE)
+    assert kept
+
+
+def test_empty_operands_get_gradients(randn):
+    for shape in EMPTY:
+        operands = [t.requires_grad_() for t in _operands(randn, shape)]
+        mla_prefill(*operands, SCALE).sum().backward()
+        assert all(operand.grad is not None for operand in operands)
+
+
+def test_autocast_casts_all_operands_alike(randn, check):
+    q, k, v = _operands(randn, SHAPES[0], torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = mla_prefill(q.bfloat16(), k, v, SCALE)
+        assert out.dtype == torch.bfloat16
+        assert mla_prefill(q.double(), k.double(), v.double(), SCALE).dtype == torch.float64
+    assert check.error(out, _definition(q, k, v)) < 0.05
+
+
+def test_no_scale_is_caught(randn, check):
+    operands = _operands(randn, SHAPES[0])
+    assert check.error(mla_prefill(*operands, 1.0), _definition(*operands)) > 0.01

@@ -1,0 +1,127 @@
+"""Claims about AdamW at epsilon 1e-16, the monitor, the z-loss and the schedule."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from longcat.optim import (
+    GradientMonitor,
+    adamw,
+    hidden_z_loss,
+    parameter_groups,
+    reference,
+    warmup_stable_decay,
+)
+
+
+class Small(nn.Module):
+    def __init__(self, dtype=torch.float64):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.matrix = nn.Parameter(torch.randn(5, 3, generator=generator, dtype=dtype))
+        self.norm = nn.Parameter(torch.ones(3, dtype=dtype))
+
+
+def run(model, gradients, **options):
+    optimizer = adamw(model, **options)
+    for gradient in gradients:
+        model.matrix.grad = gradient.clone()
+        model.norm.grad = gradient.mean(0)
+        optimizer.step()
+    return model
+
+
+def gradients(scale=1.0, steps=5):
+    generator = torch.Generator().manual_seed(1)
+    return [
+        scale * torch.randn(5, 3, generator=generator, dtype=torch.float64) for _ in range(steps)
+    ]
+
+
+def test_torch_agrees_with_the_definition_and_spares_norms_from_decay():
+    model = run(Small(), gradients(), lr=0.1, weight_decay=0.2)
+    for name, decay in (("matrix", 0.2), ("norm", 0.0)):
+        weight = getattr(Small(), name).detach().numpy()
+        moments = reference.Moments(np.zeros_like(weight), np.zeros_like(weight), 0)
+        for gradient in gradients():
+            g = (gradient if name == "matrix" else gradient.mean(0)).numpy()
+            weight, moments = reference.adamw_step(weight, g, moments, lr=0.1, weight_decay=decay)
+        np.testing.assert_allclose(getattr(model, name).detach().numpy(), weight, rtol=1e-12)
+
+
+def test_epsilon_1e_16_keeps_steps_scale_free_where_1e_8_does_not():
+    def moved(scale, eps):
+        model = run(Small(), gradients(scale), lr=0.01, weight_decay=0.0, eps=eps)
+        return model.matrix.detach() - Small().matrix.detach()
+
+    torch.testing.assert_close(moved(1e-9, 1e-16), moved(1.0, 1e-16), rtol=1e-5, atol=0)
+    # The control: at the usual epsilon a small gradient's step has all but vanished.
+    assert float(moved(1e-9, 1e-8).norm() / moved(1.0, 1e-8).norm()) < 0.25
+
+
+def test_a_shared_parameter_is_stepped_once():
+    model = nn.ModuleList([nn.Linear(3, 3, bias=False)])
+    model.append(model[0])
+    groups = parameter_groups(model.named_parameters(remove_duplicate=False), 0.1)
+    assert [len(group["params"]) for group in groups] == [1]
+
+
+def test_the_monitor_reads_norm_and_rms_and_warns_when_epsilon_comes_near():
+    model = Small()
+    gradient = gradients()[0]
+    model.matrix.grad, model.norm.grad = gradient, torch.zeros(3, dtype=torch.float64)
+    reading = GradientMonitor(eps=1e-16).read(model.parameters())
+    flat = np.concatenate([gradient.numpy().ravel(), np.zeros(3)])
+    assert reading.norm == pytest.approx(float(np.linalg.norm(flat)))
+    assert reading.rms == pytest.approx(reference.root_mean_square(flat))
+    # The all-zero tensor says nothing about a vanishing gradient.
+    assert reading.smallest_rms == pytest.approx(reference.root_mean_square(gradient.numpy()))
+    assert not reading.epsilon_meets_gradient
+    assert GradientMonitor(eps=0.5).read(model.parameters()).epsilon_meets_gradient
+
+
+def test_the_monitor_takes_a_model_without_gradients():
+    reading = GradientMonitor().read(Small().parameters())
+    assert (reading.norm, reading.rms, reading.epsilon_meets_gradient) == (0.0, 0.0, False)
+
+
+def test_z_loss_agrees_with_the_definition_and_has_its_floor():
+    z = torch.randn(7, 16, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    assert float(hidden_z_loss(z, 1e-3)) == pytest.approx(
+        reference.hidden_z_loss(z.numpy(), 1e-3), rel=1e-12
+    )
+    floor = hidden_z_loss(torch.zeros(3, 16, dtype=torch.float64), 2.0)
+    assert float(floor) == pytest.approx(2.0 * math.log(16) ** 2)
+
+
+def test_z_loss_gradient_is_2_lambda_lse_softmax_sign():
+    z = torch.randn(4, 6, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    z.requires_grad_()
+    hidden_z_loss(z, 0.5).backward()
+    magnitude = z.detach().abs()
+    lse = magnitude.logsumexp(-1, keepdim=True)
+    want = 2 * 0.5 / 4 * lse * magnitude.softmax(-1) * z.detach().sign()
+    torch.testing.assert_close(z.grad, want)
+
+
+def test_z_loss_skips_padding_and_survives_large_activations():
+    z = torch.full((2, 4), 1e4)
+    assert math.isfinite(float(hidden_z_loss(z, 1e-7)))
+    mask = torch.tensor([True, False])
+    mixed = torch.stack([torch.zeros(4), torch.full((4,), 9.0)])
+    assert float(hidden_z_loss(mixed, 1.0, mask)) == pytest.approx(math.log(4) ** 2)
+
+
+def test_the_schedule_warms_up_stays_and_decays():
+    def factor(p):
+        return warmup_stable_decay(p, warmup=0.1, decay=0.3)
+
+    assert [factor(p) for p in (0.0, 0.05, 0.1, 0.5, 0.7)] == pytest.approx([0, 0.5, 1, 1, 1])
+    assert factor(0.85) == pytest.approx(0.5)
+    assert factor(1.0) == pytest.approx(0.0)
+    assert factor(2.0) == pytest.approx(0.0)
+    with pytest.raises(ValueError, match="warmup \\+ decay <= 1"):
+        warmup_stable_decay(0.5, warmup=0.8, decay=0.3)
