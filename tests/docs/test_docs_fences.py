@@ -1,5 +1,6 @@
 """Every block of Python in the documentation runs, and prose quotes only what a block printed."""
 
+import json
 import re
 import traceback
 from pathlib import Path
@@ -108,6 +109,22 @@ def test_a_failing_fence_names_the_pages_own_line(
 def test_an_example_inside_four_ticks_is_text() -> None:
     blocks = split_page("````markdown\n```python\nraise RuntimeError\n```\n````\n")
     assert [b.language for b in blocks if isinstance(b, Fence)] == ["markdown"]
+
+
+def test_results_are_a_table_of_what_was_measured(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MKDOCS_CONFIG_DIR", str(tmp_path))
+    page = root / "docs/results.md"
+    fence = next(b for b in split_page(page.read_text("utf-8")) if isinstance(b, Fence))
+    assert "Nothing measured yet" in run_fence(fence, {}, page)
+    rows = [{"op": "route", "shape": "4|2", "us": 1234.5}, {"op": "rope", "shape": "4", "us": 0.5}]
+    result = {"date": "2026-01-02", "hardware": {"cores": 2}, "rows": rows}
+    (tmp_path / "bench/results").mkdir(parents=True)
+    (tmp_path / "bench/results/kernels-cpu.json").write_text(json.dumps(result))
+    shown = run_fence(fence, {}, page)
+    assert "- hardware: cores 2\n\n| op | shape | us |\n|---|---|---:|\n" in shown
+    assert "| route | 4\\|2 | 1,234 |\n| rope | 4 | 0.5 |\n" in shown
 
 
 def test_pages_cite_the_report_and_public_code_only(page: Path) -> None:

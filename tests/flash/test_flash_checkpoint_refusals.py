@@ -214,6 +214,11 @@ def test_another_model_type_is_refused(checkpoint):
         ({"router_bias": True}, "router_bias"),
         ({"hidden_act": "gelu"}, "hidden_act"),
         ({"pad_token_id": 96}, "pad_token_id"),
+        ({"num_key_value_heads": 2}, "num_key_value_heads"),
+        ({"zero_expert_num": 1e30}, "zero_expert_num"),
+        ({"rope_theta": [1]}, "rope_theta"),
+        ({"rope_scaling": 4}, "rope_scaling"),
+        ({"rope_scaling": {"type": "yarn", "factor": "4"}}, "factor"),
     ],
 )
 def test_a_config_that_contradicts_itself_is_refused(checkpoint, change, said):
@@ -231,6 +236,8 @@ def test_a_config_that_contradicts_itself_is_refused(checkpoint, change, said):
         ({"n_routed_experts": 5, "zero_expert_num": 4}, "experts.5.down_proj.weight is unexpected"),
         ({"zero_expert_num": 4}, "classifier.weight [9, 32] instead of [10, 32]"),
         ({"attention_bias": True}, "q_a_proj.bias"),
+        ({"num_layers": 10**9}, "1000000000 layers of 6 experts need more than"),
+        ({"n_routed_experts": 10**9}, "2 layers of 1000000000 experts need more than"),
     ],
 )
 def test_a_config_that_contradicts_the_tensors_is_refused(checkpoint, change, said):

@@ -151,6 +151,8 @@ def test_ties_go_to_the_lower_index():
         ({"zero_expert_num": 0}, "top_k - K_e <= zero_expert_num"),
         ({"n_routed_experts": 0, "zero_expert_num": 0}, "at least one expert"),
         ({"hidden_size": 0}, "hidden_size must be positive"),
+        ({"routed_scaling_factor": float("nan")}, "must be a positive number"),
+        ({"routed_scaling_factor": -6.0}, "must be a positive number"),
     ],
 )
 def test_contradicting_sizes_are_named(change, words):

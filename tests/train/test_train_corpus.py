@@ -114,3 +114,9 @@ def test_a_folder_without_text_is_refused(tmp_path):
     (tmp_path / "x.bin").write_bytes(b"\0\1")
     with pytest.raises(DataError, match=r"found none \(1 files"):
         read_corpus([str(tmp_path)])
+
+
+def test_of_a_large_corpus_a_bounded_part_is_scored(monkeypatch):
+    monkeypatch.setattr("longcat.train.corpus.MOST_HELD_OUT_BYTES", 1001)
+    _, held_out = split([Document(name=f"file{i}", text=f"{i} é\n" * 200) for i in range(200)])
+    assert 1000 <= sum(len(d.text.encode()) for d in held_out) <= 1001

@@ -91,7 +91,7 @@ def _measure(device: str, rounds: int) -> dict[str, Any]:
     return {
         "date": timing.today(),
         "command": f"longcat bench kernels --device {device} --rounds {rounds}",
-        "times": f"medians of {clock}, forms taking turns; spread is the middle half over the median",
+        "times": f"medians of {clock}, in turns; spread: middle half over the median",
         **machine,
         "load": {"before": load, "after": timing.load()},
         "seconds": {

@@ -49,13 +49,14 @@ def find_model(name: str | None, runs: Path = RUNS) -> FoundModel:
             f"no model: there is no run under ./{runs}; train one with `longcat train`, "
             "or name a checkpoint with --model DIR"
         )
+    from longcat.flash.presets import PRESETS
+
     directory = Path(name)
-    if directory.is_dir():
+    # A folder that merely shares a preset's name (./bench) is not a checkpoint.
+    if directory.is_dir() and (name not in PRESETS or (directory / "config.json").is_file()):
         return FoundModel(directory=directory)
     if name == "nano" and shipped is not None:
         return FoundModel(directory=shipped)
-    from longcat.flash.presets import PRESETS
-
     if name in PRESETS:
         raise ValueError(
             f"{name!r} is a configuration without weights; train it with "

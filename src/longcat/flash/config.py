@@ -3,6 +3,7 @@
 Source: report section 2.4 and the released config.json.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -73,8 +74,14 @@ class FlashConfig:
                 "config: num_nextn_predict_layers must be 0 or 1 (one dense MTP head); got "
                 f"{self.num_nextn_predict_layers}"
             )
+        for name in ("rms_norm_eps", "initializer_range"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ConfigError(f"config: {name} must be a number of at least 0; got {value}")
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             token = getattr(self, name)
+            if token is not None and not isinstance(token, int):
+                raise ConfigError(f"config: {name} must be an integer or null; got {token!r}")
             if token is not None and not 0 <= token < self.vocab_size:
                 raise ConfigError(
                     f"config: {name}={token} lies outside the vocabulary of {self.vocab_size}"

@@ -55,7 +55,7 @@ def _rope(fields: Mapping[str, Any]) -> tuple[float, dict[str, Any] | None]:
         raise ConfigError(f"config: rope type must be 'default' or 'yarn'; got {kind!r}")
     if not isinstance(scaling.get("factor"), int | float):
         raise ConfigError(
-            f"config: rope type 'yarn' needs a number 'factor'; got {scaling.get('factor')!r}"
+            f"config: rope type 'yarn' needs a 'factor', a number; got {scaling.get('factor')!r}"
         )
     return float(theta), {"rope_type": "yarn", **scaling}
 

@@ -20,6 +20,7 @@ from longcat.flash.errors import CheckpointError
 
 UNK, BOS, EOS, PAD = 0, 1, 2, 3
 SPECIAL_TOKENS = ("<unk>", "<s>", "</s>", "<pad>")
+_BATCH = 64  # texts encoded at once
 SMALLEST_VOCABULARY = len(SPECIAL_TOKENS) + 256
 
 # One alternative per kind of piece, tried in this order; BPE merges never cross a border.
@@ -135,8 +136,12 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of many texts at once, on all cores."""
-        encodings = self._backend.encode_batch(list(texts), add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
+        ids: list[list[int]] = []
+        for first in range(0, len(texts), _BATCH):  # an encoding is far larger than its ids
+            batch = list(texts[first : first + _BATCH])
+            encodings = self._backend.encode_batch(batch, add_special_tokens=False)
+            ids += [encoding.ids for encoding in encodings]
+        return ids
 
     def encode_bytes(self, data: bytes) -> list[int]:
         """Ids of any bytes: text through BPE, bytes that are not UTF-8 one token each."""

@@ -58,9 +58,11 @@ def measure_acceptance(
     new_tokens: int = 96,
 ) -> Acceptance | None:
     """Continue prompts taken at even distances from a held-out stream; None without a head."""
+    prompt_tokens = min(prompt_tokens, model.max_position // 2)
     room = len(stream) - prompt_tokens
     if not model.has_draft_head or room < 0:
         return None
+    new_tokens = min(new_tokens, model.max_position - prompt_tokens)
     params = SamplingParams(temperature=0.0, max_tokens=new_tokens, ignore_eos=True)
     total = np.zeros(6, dtype=np.int64)
     steps = 0
@@ -131,6 +133,7 @@ def sample(
     model: FlashModel, tokenizer: Tokenizer, prompt: str, *, tokens: int, temperature: float = 0.7
 ) -> str:
     """A continuation of the prompt, drawn with a fixed seed."""
-    params = SamplingParams(temperature=temperature, max_tokens=tokens, seed=0)
     ids = tokenizer.encode(prompt, bos=True)
+    room = model.max_position - len(ids)
+    params = SamplingParams(temperature=temperature, max_tokens=min(tokens, room), seed=0)
     return tokenizer.decode(token.id for token in decode(model, ids, params))

@@ -80,12 +80,13 @@ def bar_chart(
         y = i * row + 4
         colour = "ffn" if label == highlight or not highlight else "zero"
         width = max(0.0, value / top * span)
+        end = max(width, (target or 0.0) / top * span) + 6  # clear of the dashed line too
         parts.append(
             f'<text class="label" x="{label_width - 8}" y="{y + 13}" text-anchor="end">'
             f"{escape(label)}</text>"
             f'<rect x="{label_width}" y="{y}" width="{width:.1f}" height="17" '
             f'style="fill:var(--{colour})"/>'
-            f'<text class="label" x="{label_width + width + 6:.1f}" y="{y + 13}">'
+            f'<text class="label" x="{label_width + end:.1f}" y="{y + 13}">'
             f"{escape(text)}</text>"
         )
     height = len(bars) * row + 6

@@ -12,13 +12,14 @@ import os
 import platform
 import sysconfig
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from longcat.train.errors import DataError
 
 HELD_OUT_ONE_IN = 20
+MOST_HELD_OUT_BYTES = 2_000_000
 _NOT_SOURCES = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 
 
@@ -93,7 +94,8 @@ def split(documents: Sequence[Document]) -> tuple[tuple[Document, ...], tuple[Do
 
     With so few documents that the hash picks none or all of them, the last twentieth of each
     document, from a line's beginning, is held out instead. A held-out document whose text also
-    occurs among the training documents is dropped: it would flatter the model.
+    occurs among the training documents is dropped: it would flatter the model. Of a large corpus
+    only the first MOST_HELD_OUT_BYTES held-out bytes are kept; the others are left aside.
     """
     train = [d for d in documents if not _is_held_out(d.name)]
     held_out = [d for d in documents if _is_held_out(d.name)]
@@ -104,10 +106,23 @@ def split(documents: Sequence[Document]) -> tuple[tuple[Document, ...], tuple[Do
             train.append(Document(name=document.name, text=head))
             held_out.append(Document(name=f"{document.name} (end)", text=tail))
     seen = {d.text for d in train}
-    return (
-        tuple(d for d in train if d.text),
-        tuple(d for d in held_out if d.text and d.text not in seen),
-    )
+    kept = (d for d in held_out if d.text and d.text not in seen)
+    return tuple(d for d in train if d.text), tuple(_first_bytes(kept))
+
+
+def _first_bytes(documents: Iterable[Document]) -> Iterator[Document]:
+    """Documents up to MOST_HELD_OUT_BYTES: scoring more takes longer than it tells."""
+    total = 0
+    for document in documents:
+        room = MOST_HELD_OUT_BYTES - total
+        size = len(document.text.encode())
+        if size > room:
+            head = document.text.encode()[:room].decode(errors="ignore")
+            if head:
+                yield Document(name=document.name, text=head)
+            return
+        yield document
+        total += size
 
 
 def _is_held_out(name: str) -> bool:

@@ -61,6 +61,14 @@ class HeldOut:
         return [float(x) for x in self.ffn.mean(axis=1)]
 
     @property
+    def correlation_with_loss(self) -> float:
+        """Of the FFN experts a position uses (mean of layers) and the nats of the next token."""
+        used, cost = self.ffn.mean(axis=0)[:-1], self.nats[1:]
+        spread = float(used.std() * cost.std())
+        covariance = float(((used - used.mean()) * (cost - cost.mean())).mean())
+        return covariance / spread if spread > 0 else 0.0
+
+    @property
     def ffn_std(self) -> list[float]:
         """Standard deviation over tokens, per layer."""
         return [float(x) for x in self.ffn.std(axis=1)]
@@ -88,7 +96,8 @@ def evaluate(
     if text_bytes == 0:
         raise DataError("evaluate: expected held-out text, there is none; give more text")
     window = min(window, len(ids))
-    stride = min(stride or max(1, window // 2), window)
+    # A window overlaps the one before by a token at least, or its first would have no context.
+    stride = max(1, min(stride or window // 2, window - 1))
     nats = np.zeros(len(ids))
     ffn = np.zeros((model.config.num_layers, len(ids)), dtype=np.int64)
     starts = window_starts(len(ids), window, stride)

@@ -24,6 +24,7 @@ FIELDS = (
     "r_g",
     "grad_norm",
     "grad_rms",
+    "epsilon_meets_gradient",
     "hidden_rms",
     "z_loss",
     "balance_loss",

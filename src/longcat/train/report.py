@@ -161,8 +161,9 @@ def _kinds(summary: Summary) -> str:
     return _section(
         "Which tokens got fewer experts",
         bar_chart(bars, target=summary["ffn_experts_target"]) + words,
-        "Mean FFN experts over layers, by kind of token (number of tokens in brackets). Kinds "
-        "differ; how hard a token is to predict hardly correlates with its experts at this size.",
+        "Mean FFN experts over layers, by kind of token (number of tokens in brackets). Kinds of "
+        "tokens differ. The correlation of a position's experts with the loss of what follows is "
+        f"{summary['held_out']['correlation_with_loss']:+.2f}.",
     )
 
 
@@ -240,7 +241,7 @@ def _sample(summary: Summary) -> str:
     return _section(
         "A sample",
         f"<pre><b>{escape(sample['prompt'])}</b>{escape(sample['text'])}</pre>",
-        f"The beginning of a held-out file (bold), continued at temperature "
+        f"Lines of the held-out {sample['document']} (bold), continued at temperature "
         f"{sample['temperature']:g}.",
     )
 

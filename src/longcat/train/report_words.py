@@ -31,7 +31,7 @@ def figures(summary: Summary) -> list[tuple[str, str]]:
     rows.append(("processor time", f"{summary['cpu_seconds']:.0f} s"))
     parameters = summary["parameters"]
     total, active = parameters["total"] / 1e6, parameters["activated_mean"] / 1e6
-    rows.append(("parameters, total / activated", f"{total:.2f} M / {active:.2f} M"))
+    rows.append(("parameters, total / activated", f"{total:.2f} / {active:.2f} M"))
     return rows
 
 

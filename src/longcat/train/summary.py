@@ -34,18 +34,19 @@ def summarise(
     prepared: Prepared,
     training: dict[str, Any],
     *,
+    prompts: int = 32,
     say: Callable[[str], None] = lambda _: None,
 ) -> Summary:
     """Evaluate the run's checkpoint and write DIR/run.json.
 
     Args:
         training: steps, tokens, seconds, cpu_seconds, processes and `finished` of the run.
-        say: told what is being done.
+        prompts: held-out prompts that acceptance is measured on. say: told what is being done.
 
     Returns:
         The document. `held_out` is null when no text was held out.
     """
-    document = _document(directory, prepared, training, say)
+    document = _document(directory, prepared, training, prompts, say)
     write_text(directory.path / FILE_NAME, json.dumps(document, indent=1) + "\n")
     return document
 
@@ -54,6 +55,7 @@ def _document(
     directory: RunDirectory,
     prepared: Prepared,
     training: dict[str, Any],
+    prompts: int,
     say: Callable[[str], None],
 ) -> Summary:
     model, tokenizer = FlashModel.from_pretrained(directory.path), prepared.tokenizer
@@ -86,7 +88,7 @@ def _document(
         say("scoring all held-out text")
         held_out = evaluate(model, tokenizer, prepared.held_out, window=prepared.settings.seq_len)
         say("drafting with the MTP head on held-out prompts")
-        acceptance = measure_acceptance(model, held_out.ids)
+        acceptance = measure_acceptance(model, held_out.ids, prompts=prompts)
         say("writing a sample")
         document["sample"] = _sample(model, tokenizer, prepared.held_out)
         document["held_out"] = _held_out(held_out, tokenizer, compressing.result())
@@ -121,6 +123,7 @@ def _held_out(held_out: HeldOut, tokenizer: Tokenizer, compressors: dict[str, fl
         "compressors": compressors,
         "ffn_experts_mean": held_out.ffn_mean,
         "ffn_experts_std": held_out.ffn_std,
+        "correlation_with_loss": held_out.correlation_with_loss,
         "kinds": [asdict(figure) for figure in by_kind(held_out, tokenizer)],
         "tokens_fewest": [asdict(figure) for figure in often[:8]],
         "tokens_most": [asdict(figure) for figure in reversed(often[-8:])],
@@ -137,10 +140,11 @@ def _held_out(held_out: HeldOut, tokenizer: Tokenizer, compressors: dict[str, fl
 def _sample(
     model: FlashModel, tokenizer: Tokenizer, held_out: tuple[Document, ...]
 ) -> dict[str, Any]:
-    """A continuation of the beginning of a held-out document."""
-    document = held_out[len(held_out) // 2]
-    ids = tokenizer.encode(document.text)[:_PROMPT_TOKENS]
-    prompt = tokenizer.decode(ids)
+    """A continuation of lines from the middle of the longest held-out document."""
+    document = max(held_out, key=lambda d: len(d.text))
+    middle = document.text.find("\n", len(document.text) // 2) + 1
+    ids = tokenizer.encode(document.text[middle : middle + 8 * _PROMPT_TOKENS])
+    prompt = tokenizer.decode(ids[:_PROMPT_TOKENS])
     cut = prompt.rfind("\n") + 1
     if cut > len(prompt) // 2:
         prompt = prompt[:cut]  # whole lines, when that leaves enough of them

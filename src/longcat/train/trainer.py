@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from longcat.flash import FlashConfig, FlashModel
-from longcat.optim import GradientMonitor, adamw, warmup_stable_decay
+from longcat.optim import GradientMonitor, GradientReading, adamw, warmup_stable_decay
 from longcat.router import BiasController, ControllerConfig, router_gradient_ratio
 from longcat.train.batches import Windows
 from longcat.train.errors import RunError
@@ -173,7 +173,7 @@ class Trainer:
         self.seconds += took
         self.cpu_seconds += tally["cpu_seconds"]
         self.stop_asked = tally["stop"] > 0
-        return self._record(reading.norm, reading.rms, lr, took, measure)
+        return self._record(reading, lr, took, measure)
 
     def _tell_clocks(self, stop: bool) -> None:
         """Rank 0's wall time and everybody's processor time since the last step's end."""
@@ -204,7 +204,7 @@ class Trainer:
                 "start again with a lower --lr"
             )
 
-    def _record(self, norm: float, rms: float, lr: float, took: float, measure: bool) -> Record:
+    def _record(self, reading: GradientReading, lr: float, took: float, measure: bool) -> Record:
         tally, settings = self._tally, self.settings
         tokens, router = tally["tokens"], self.config.router
         mean = tally.ffn / tokens
@@ -223,8 +223,9 @@ class Trainer:
             "ffn_experts_std": variance.sqrt().tolist(),
             "expert_load_max": (load.amax(dim=1) / load.mean(dim=1).clamp(min=1e-9)).tolist(),
             "r_g": self._r_g() if measure else None,
-            "grad_norm": norm,
-            "grad_rms": rms,
+            "grad_norm": reading.norm,
+            "grad_rms": reading.rms,
+            "epsilon_meets_gradient": reading.epsilon_meets_gradient,
             "hidden_rms": math.sqrt(tally["hidden_squared"] / tally["hidden_count"]),
             "z_loss": tally["z"] / settings.micro_batches,
             "balance_loss": (tally.balance / settings.micro_batches).tolist(),

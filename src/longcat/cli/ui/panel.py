@@ -10,7 +10,6 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from rich.columns import Columns
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
@@ -21,7 +20,8 @@ from rich.text import Text
 from longcat.cli.ui.plot import Bars, Line
 from longcat.cli.ui.shade import Shade
 from longcat.flash import FlashConfig
-from longcat.train.metrics import Record
+from longcat.train.charts import smoothed
+from longcat.train.metrics import Record, read_metrics
 from longcat.train.preflight import Row
 from longcat.train.report_words import figures, next_steps
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _REDRAWS_PER_SECOND = 4
 _SECONDS_BETWEEN_LINES = 5.0
+_WIDE = 90  # columns from which two plots stand beside each other
 _WARMING_UP = 5  # steps that are left out of the speed shown
 
 
@@ -52,8 +53,14 @@ class Watcher:
         self._console = console
         self._session = session
         self._target = session.prepared.config.router.target_ffn
-        self._history: list[Record] = []
+        # A resumed run's curves begin where the run did.
+        self._history: list[Record] = [
+            record
+            for record in read_metrics(session.directory.path)
+            if record["step"] <= (session.resumed_from or 0)
+        ]
         self._measured: Record = {}
+        self._warned = False
         self._saved = session.resumed_from or 0
         self._left: float | None = None
         self._progress = 0.0
@@ -83,6 +90,13 @@ class Watcher:
         self._progress, self._left = progress, seconds_left
         if record["r_g"] is not None:
             self._measured = record
+        if record["epsilon_meets_gradient"] and not self._warned:
+            self._warned = True
+            self._console.print(
+                f"  step {record['step']}: a gradient has become as small as Adam's epsilon, "
+                "which then decides the step; the run goes on",
+                style="bad",
+            )
         now = time.monotonic()
         if self._live is not None:
             if now - self._drawn > 1 / _REDRAWS_PER_SECOND:
@@ -91,7 +105,7 @@ class Watcher:
             return
         # Lines stand at measured steps, so that each of them has its R_g.
         due = record["expert_load"] is not None and now - self._drawn > _SECONDS_BETWEEN_LINES
-        if due or progress >= 1 or len(self._history) == 1:
+        if due or progress >= 1 or self._drawn == 0:
             self._drawn = now
             self._console.print(Text(self._line(record)), soft_wrap=True)
 
@@ -123,40 +137,50 @@ class Watcher:
 
     def _panel(self) -> RenderableType:
         last, history = self._history[-1], self._history
+        # The frame is as wide as the whole run, so that the curves grow into it.
+        length = max(len(history), round(len(history) / max(self._progress, 1e-6)))
         loss = Line(
-            {"loss": _window_means([r["loss"] for r in history])},
+            {"loss": _smoothed([r["loss"] for r in history])},
             height=7,
             title="loss (nats per token)",
-            length=history[-1]["step"],
+            length=length,
         )
         layers = len(last["ffn_experts_mean"])
         experts = Line(
             {
-                f"layer {i + 1}": _window_means([r["ffn_experts_mean"][i] for r in history])
+                f"layer {i + 1}": _smoothed([r["ffn_experts_mean"][i] for r in history])
                 for i in range(min(layers, 4))
             },
             self._target,
             height=7,
             title="FFN experts per token",
-            length=history[-1]["step"],
+            length=length,
         )
         load = (self._measured or last).get("expert_load") or []
-        width = max(40, (min(self._console.width, 120) - 6) // 2)
         bars = [
             Bars(one, target=1.0, height=4, title=f"load per expert, layer {i + 1} (1 = mean)")
             for i, one in enumerate(load[:2])
         ]
         parts: list[RenderableType] = [
             self._headline(last),
-            Columns([loss, experts], width=width),
-            Columns(bars, width=width),
+            *self._beside(loss, experts),
+            *self._beside(*bars),
             ProgressBar(total=1.0, completed=min(1.0, self._progress)),
         ]
         place = str(self._session.directory.path)
         return Panel(Group(*parts), title=f"longcat train · {place}", title_align="left")
 
-    def _headline(self, last: Record) -> Table:
-        table = Table.grid(padding=(0, 3))
+    def _beside(self, *plots: RenderableType) -> list[RenderableType]:
+        """The plots beside each other where there is room, below each other elsewhere."""
+        if self._console.width < _WIDE or len(plots) < 2:
+            return list(plots)
+        row = Table.grid(expand=True, padding=(0, 1))
+        for _ in plots:
+            row.add_column(ratio=1)
+        row.add_row(*plots)
+        return [row]
+
+    def _headline(self, last: Record) -> Text:
         cells: list[tuple[str, str]] = [
             ("step", f"{last['step']:,}"),
             ("loss", f"{last['loss']:.3f}"),
@@ -168,11 +192,13 @@ class Watcher:
             ("saved", f"{self._saved:,}"),
             ("left", _clock(self._left)),
         ]
-        for _ in cells:
-            table.add_column(no_wrap=True)
-        table.add_row(*(Text(label, style="note") for label, _ in cells))
-        table.add_row(*(Text(value, style="title") for _, value in cells))
-        return table
+        text = Text()
+        for label, value in cells:
+            # No-break spaces keep a figure on the line of its name.
+            text.append(f"{label}\u00a0".replace(" ", "\u00a0"), style="note")
+            text.append(value.replace(" ", "\u00a0"), style="title")
+            text.append("   ")
+        return text
 
 
 def show_summary(console: Console, summary: "Summary") -> None:
@@ -233,12 +259,9 @@ def _heat(console: Console, heat: list[dict[str, Any]]) -> None:
     console.print(Panel(shade, title="held-out text, shaded by compute", title_align="left"))
 
 
-def _window_means(values: list[float], most: int = 120) -> list[float]:
-    """Means over equal windows, so that a long run fits a curve without its noise."""
-    size = max(1, len(values) // most)
-    return [
-        sum(values[i : i + size]) / len(values[i : i + size]) for i in range(0, len(values), size)
-    ]
+def _smoothed(values: list[float]) -> list[float]:
+    """One value per step, averaged over the steps just before."""
+    return [y for _, y in smoothed(list(enumerate(values)), 0.8)]
 
 
 def _listed(values: list[float], digits: int = 2) -> str:

@@ -1,5 +1,6 @@
 """Sizes and targets of one softmax router with zero-computation experts."""
 
+import math
 from dataclasses import dataclass
 
 
@@ -41,6 +42,11 @@ class RouterConfig:
             raise ValueError(
                 f"router: top_k must lie between 1 and n_routed_experts + zero_expert_num = "
                 f"{n + z}; got top_k={k}"
+            )
+        if not (math.isfinite(self.routed_scaling_factor) and self.routed_scaling_factor > 0):
+            raise ValueError(
+                "router: routed_scaling_factor must be a positive number; got "
+                f"{self.routed_scaling_factor}"
             )
         if self.expected_ffn_experts is None or n == 0:
             return

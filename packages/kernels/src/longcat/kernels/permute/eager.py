@@ -84,7 +84,7 @@ def _sum_per_token(
 ) -> Tensor:
     """rows [S, D] (times slot_weights [T*K]) added per token in slot order -> [T, D].
 
-    An embedding bag is this sum: it reads each row once and writes no [T*K, D] in between (ten
+    An embedding bag is this sum: it reads each row once and writes no [T*K, D] in between (many
     times faster on a CPU than scattering the rows to their slots first).
     """
     if rows.numel() == 0 or plan.n_tokens == 0:

@@ -1,7 +1,7 @@
 """RMSNorm in eager torch.
 
 The gradient is written by hand: it needs x and one number per row, where autograd would keep three
-tensors of the size of x and walk over them again (about 1.8 times slower on a CPU).
+tensors of the size of x and walk over them again (up to twice as slow on a CPU).
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ class _RMSNorm(torch.autograd.Function):
         if y.numel():
             with torch.cuda.device_of(x):
                 _forward[(count,)](
-                    rows, weight.contiguous(), y, inverse, eps, rows.stride(0), width,
+                    rows, weight.contiguous(), y, inverse, float(eps), rows.stride(0), width,
                     **_launch(width, x),
                 )  # fmt: skip
         ctx.save_for_backward(rows, weight, inverse)
