@@ -29,7 +29,7 @@ DEV := $(VENV)/.stamp-dev
 
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 8
 
-.PHONY: help setup quickstart test test-slow test-isolated lint fmt demo docs bench bench-gpu clean
+.PHONY: help setup quickstart nano test test-slow test-isolated lint fmt demo docs bench bench-gpu clean
 
 help:  ## print this list
 	@[ -t 1 ] && [ -z "$${NO_COLOR:-}" ] && on=$$'\e[36m' off=$$'\e[0m' || on= off=; awk -v on="$$on" -v off="$$off" \
@@ -40,6 +40,10 @@ setup: $(RUN) $(DEV)  ## make .venv with longcat (editable) and the development 
 
 quickstart: $(RUN)  ## train a small LongCat-Flash on real text, generate from it, write a report
 	@$(BIN)/longcat train --quickstart
+
+nano: $(RUN)  ## make the shipped nano weights anew (half an hour on two cores)
+	@$(BIN)/longcat train --preset nano --steps 4000 --seed 0 --distill-steps 900 --out runs/nano-shipped
+	@$(BIN)/longcat export --model runs/nano-shipped --dtype bf16 --out src/longcat/flash/nano
 
 test: $(DEV)  ## run the tests that need neither minutes nor a GPU
 	@$(PYTEST) -m "not slow and not gpu"
@@ -66,8 +70,9 @@ demo: $(RUN)  ## play every walkthrough; fails when a claim fails
 docs: $(DEV)  ## build the site into site/, executing every tutorial; works offline
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet && echo "built: site/index.html"
 
-bench: $(RUN)  ## measure the kernels on the CPU
+bench: $(DEV)  ## measure the kernels and a training step on the CPU, the step against transformers
 	@$(BIN)/longcat bench kernels
+	@$(BIN)/longcat bench train
 
 bench-gpu: $(RUN)  ## the same on a CUDA device
 	@$(BIN)/longcat bench kernels --device cuda

@@ -226,6 +226,14 @@ def test_rejected_tokens_are_overwritten():
     torch.testing.assert_close(rest, mla(x, positions(x))[:, 8:], rtol=0, atol=1e-12)
 
 
+def test_padding_marked_later_replaces_what_was_marked_before():
+    cache = DenseLatentCache(1, 1, 4, 10, 6, dtype=torch.float64)
+    cache.set_padding(torch.tensor([[False, True]]))
+    assert cache.valid.tolist() == [[False, True, True, True]]
+    cache.set_padding(torch.tensor([[True, True]]))
+    assert cache.valid is None
+
+
 def test_a_full_cache_says_so():
     cache = DenseLatentCache(1, 1, 4, 10, 6, dtype=torch.float64)
     with pytest.raises(ValueError, match="holds 4 tokens, 5 are needed"):
@@ -263,6 +271,7 @@ def test_rope_constants_survive_a_cast_of_the_model():
         ({"qk_rope_head_dim": 7}, "must be even"),
         ({"num_heads": 0}, "num_heads must be a positive integer"),
         ({"rope_theta": -1.0}, "rope_theta must be positive"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "'yarn' needs a 'factor'"),
     ],
 )
 def test_impossible_sizes_are_named(change, words):

@@ -182,6 +182,14 @@ def test_without_runs_the_shipped_weights_or_a_sentence(tmp_path: Path) -> None:
             find_model(None, tmp_path / "runs")
 
 
+@pytest.mark.parametrize("command", ["generate", "export"])
+def test_help_offers_the_shipped_weights_only_where_there_are_some(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, "--help"]) == 0
+    assert ("nano" in capsys.readouterr().out) == (shipped_nano() is not None)
+
+
 def printed(terminal: bool, **options: Any) -> str:
     console = Console(file=io.StringIO(), force_terminal=terminal, theme=THEME, **options)
     printer = TokenPrinter(console)

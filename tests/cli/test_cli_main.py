@@ -60,6 +60,8 @@ def test_bad_usage_is_exit_code_2(argv: list[str], capsys: pytest.CaptureFixture
 NO_SPACE = OSError(errno.ENOSPC, "No space left on device", "/somewhere/model.safetensors")
 WRAPPED = ValueError("cannot write the checkpoint")
 WRAPPED.__cause__ = NO_SPACE
+TWICE = ValueError("saving step 5 failed")
+TWICE.__cause__ = WRAPPED
 
 
 @pytest.mark.parametrize(
@@ -70,6 +72,7 @@ WRAPPED.__cause__ = NO_SPACE
         (PermissionError(13, "Permission denied", "/locked/x"), 2, "error: /locked/x: Permission"),
         (NO_SPACE, 1, "error: /somewhere/model.safetensors: No space left on device\n"),
         (WRAPPED, 1, "error: cannot write the checkpoint\n"),
+        (TWICE, 1, "error: saving step 5 failed\n"),
         (MemoryError("3 GB"), 1, "error: not enough memory: 3 GB"),
         (RuntimeError("CUDA out of memory."), 1, "error: not enough memory: CUDA out of memory."),
         (KeyError("oops"), 1, "error: this is a mistake in longcat: KeyError: 'oops'"),
@@ -105,6 +108,23 @@ def test_an_interrupt_is_exit_code_130(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(main, "load", interrupted)
     assert main.main(["info", "nano"]) == 130
+
+
+def test_an_interrupt_while_libraries_load_is_not_swallowed() -> None:
+    # The system's signal could come at any moment; here it comes inside numpy's own import.
+    code = (
+        "import sys; from longcat.cli.main import main\n"
+        "class Signal:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'numpy.matrixlib':\n"
+        "            sys.meta_path.remove(self)\n"
+        "            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Signal())\n"
+        "sys.exit(main(['info', 'nano']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 130, done.stderr
+    assert done.stdout == done.stderr.strip() == ""
 
 
 def test_a_warning_is_one_line_without_a_source_path(capsys: pytest.CaptureFixture[str]) -> None:

@@ -112,34 +112,6 @@ def test_a_finished_run_can_be_made_longer(finished, tmp_path, capsys):
     assert [json.loads(line)["step"] for line in metrics] == [1, 2, 3, 4, 5, 6]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_saves_and_says_how_to_go_on(place, number):
-    arguments = ["--data", "text.txt", "--out", "run", "--steps", "100000", *SMALL]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "longcat.cli.main", "train", "--processes", "2", *arguments],
-        cwd=place,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    metrics = place / "run" / "metrics.jsonl"
-    for _ in range(600):
-        if metrics.is_file() and metrics.read_text().count("\n") >= 3:
-            break
-        time.sleep(0.1)
-    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
-    output, complaint = process.communicate(timeout=60)
-    assert process.returncode == 130, complaint
-    assert "longcat train --resume --out run" in output
-    last = json.loads(output.strip().splitlines()[-1])
-    assert last["finished"] is False
-    steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
-    assert steps == list(range(1, last["steps"] + 1))
-    assert (place / "run" / "state" / f"step-{last['steps']:08d}").is_dir()
-    assert complaint == ""
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -154,6 +126,10 @@ def test_an_interrupt_saves_and_says_how_to_go_on(place, number):
         (["--precision", "fp4"], "--precision must be"),
         (["--vocab-size", "10"], "vocab_size must be at least 260"),
         (["--processes", "7"], "cannot share"),
+        (["--width", "100"], "at width 100 num_attention_heads would be"),
+        (["--distill-steps", "-1"], "--distill-steps must not be negative"),
+        (["--transfer-from", "nowhere", "--width", "256"], "expected a run with a saved snapshot"),
+        (["--transfer-from", "nowhere", "--resume"], "leave out --resume"),
         (["--processes", "many"], "positive number or auto"),
         (["--preset", "longcat-flash"], "choose a smaller preset"),
         (["--resume", "--out", "nowhere"], "found none; start one"),

@@ -195,9 +195,29 @@ def test_a_real_limit_of_the_system_is_one_sentence(models, tmp_path):
 def test_a_disk_that_is_too_small_is_refused_before_writing(models, tmp_path, monkeypatch):
     full = shutil._ntuple_diskusage(10**9, 10**9, 1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
-    with pytest.raises(CheckpointError, match=r"needs \d+ kB and 1 kB are free"):
-        save(models[0], tmp_path / "c")
-    assert contents(tmp_path) == {}
+    with pytest.raises(CheckpointError, match=r"needs \d+ kB and 1 kB are free") as caught:
+        save(models[0], tmp_path / "new" / "parents" / "c")
+    cause = caught.value.__cause__
+    assert isinstance(cause, OSError)
+    assert cause.errno == errno.ENOSPC
+    assert list(tmp_path.iterdir()) == []
+    # The control: the same target, with room.
+    monkeypatch.undo()
+    save(models[0], tmp_path / "new" / "parents" / "c")
+    assert holds(tmp_path / "new" / "parents" / "c", models[0])
+
+
+def test_a_companion_that_cannot_be_read_is_the_sources_fault(models, tmp_path, monkeypatch):
+    save(models[0], tmp_path / "c")
+    (tmp_path / "c" / "tokenizer.json").write_text("{}")
+
+    def denied(self):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+
+    monkeypatch.setattr(Path, "read_bytes", denied)
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json cannot be read: Permission denied"):
+        export_checkpoint(tmp_path / "c", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_directory_that_cannot_be_made_is_one_sentence(models, tmp_path, monkeypatch):

@@ -1,7 +1,9 @@
 """A checkpoint that is not whole and consistent is refused with one sentence that says why."""
 
 import contextlib
+import errno
 import json
+import os
 import struct
 import warnings
 from collections.abc import Callable
@@ -149,7 +151,20 @@ def test_no_damage_to_the_header_escapes_as_another_error(whole_file, data):
 def test_a_missing_shard_is_named(sharded):
     file = shard(sharded, 2)
     file.unlink()
-    assert f"shard {file.name} is named in" in refusal(sharded)
+    assert f"shard {file.name} is named in {INDEX} but missing" in refusal(sharded)
+
+
+@pytest.mark.parametrize("name", [SINGLE, "config.json"])
+def test_a_file_that_may_not_be_read_is_not_called_damaged(checkpoint, monkeypatch, name):
+    opened = Path.open
+
+    def denied(self, *args, **kwargs):
+        if self.name == name:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+        return opened(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", denied)
+    assert f"{name} cannot be read: Permission denied" in refusal(checkpoint)
 
 
 def test_a_truncated_shard_is_refused(sharded):
@@ -192,7 +207,7 @@ def test_a_directory_that_is_not_there_is_said_to_be_missing(tmp_path):
     assert "no config.json in" in refusal(tmp_path / "empty")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1]", "\xff"])
+@pytest.mark.parametrize("text", ["", "{", "[1]", "\xff", pytest.param("[" * 99_999, id="deep")])
 def test_a_damaged_config_is_refused(checkpoint, text):
     (checkpoint / "config.json").write_text(text, encoding="latin-1")
     assert "config.json" in refusal(checkpoint)
@@ -217,6 +232,9 @@ def test_another_model_type_is_refused(checkpoint):
         ({"num_key_value_heads": 2}, "num_key_value_heads"),
         ({"zero_expert_num": 1e30}, "zero_expert_num"),
         ({"rope_theta": [1]}, "rope_theta"),
+        ({"rms_norm_eps": "x"}, "rms_norm_eps must be a number; got 'x'"),
+        ({"routed_scaling_factor": "6"}, "routed_scaling_factor must be a number; got '6'"),
+        ({"num_nextn_predict_layers": "x"}, "num_nextn_predict_layers must be an integer"),
         ({"rope_scaling": 4}, "rope_scaling"),
         ({"rope_scaling": {"type": "yarn", "factor": "4"}}, "factor"),
     ],

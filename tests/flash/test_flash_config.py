@@ -5,8 +5,9 @@ import io
 import pytest
 from rich.console import Console
 
-from longcat.flash import ConfigError, FlashConfig, count_parameters
+from longcat.flash import ConfigError, FlashConfig, FlashModel, count_parameters
 from longcat.flash.presets import PRESETS
+from longcat.optim import role_of, variance_factor
 
 
 def test_the_released_size_has_the_published_counts():
@@ -72,6 +73,10 @@ def test_the_target_defaults_to_the_uniform_share():
     [
         ({"model_type": "llama"}, "model_type must be 'longcat_flash'; got 'llama'"),
         ({"hidden_size": None}, "missing hidden_size"),
+        # transformers would fill in 6 and 256 here; a silent 1 and 0 would be another model.
+        ({"routed_scaling_factor": None}, "missing routed_scaling_factor"),
+        ({"zero_expert_num": None}, "missing zero_expert_num"),
+        ({"nextn_use_scmoe": True}, "nextn_use_scmoe=True is not supported"),
         ({"hidden_size": "128"}, "hidden_size must be an integer; got '128'"),
         ({"num_layers": 0}, "num_layers must be a positive integer"),
         ({"moe_topk": 25}, "top_k must lie between 1 and"),
@@ -116,3 +121,22 @@ def test_the_card_shows_the_published_figures():
     text = console.export_text()
     for figure in ("560.66 B", "18.69 B / 27.15 B / 31.38 B", "64,512 bytes", "0 to 12"):
         assert figure in text
+
+
+def test_a_widened_model_follows_the_transfer_table():
+    proxy = FlashConfig.preset("nano")
+    target = proxy.widened(512)
+    assert (target.num_layers, target.router.top_k) == (proxy.num_layers, proxy.router.top_k)
+    narrow, wide = (dict(FlashModel(c, seed=0).named_parameters()) for c in (proxy, target))
+    assert narrow.keys() == wide.keys()
+    for name, parameter in narrow.items():
+        role = role_of(name, parameter.ndim)
+        if role != "vector":
+            ratio = wide[name].var().item() / parameter.var().item()
+            # The smallest tensor has 3,072 entries, so its variance is known to 5 per cent.
+            assert ratio == pytest.approx(variance_factor(role, 4.0), rel=0.12), name
+
+
+def test_a_width_that_does_not_divide_is_named():
+    with pytest.raises(ConfigError, match=r"at width 100 num_attention_heads would be 3\.125"):
+        FlashConfig.preset("nano").widened(100)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from longcat.kernels import linear, use_backend
+from longcat.kernels import linear, onednn, use_backend
 from longcat.kernels.linear import reference
 
 
@@ -40,3 +40,56 @@ def test_a_weight_that_is_not_transposed_is_caught(randn, check):
     x, weight = randn(3, 4), randn(4, 4)
     want = reference.linear(x.numpy(), weight.numpy())
     assert check.error(x @ weight, want) > 1e-3
+
+
+needs_onednn = pytest.mark.skipif(not onednn.available(), reason="no 512-bit vectors, or no oneDNN")
+
+
+def _with_gradients(x, weight, bias, pull):
+    operands = [tensor.detach().clone().requires_grad_() for tensor in (x, weight, bias)]
+    y = linear(*operands)
+    return [y, *torch.autograd.grad(y, operands, pull)]
+
+
+@needs_onednn
+@pytest.mark.parametrize("shape", [(40, 24), (5, 8, 24), (33, 24)])
+def test_large_products_agree_with_float64_and_so_do_their_gradients(
+    randn, check, monkeypatch, shape
+):
+    monkeypatch.setattr(onednn, "SMALLEST", 1)
+    operands = [randn(*shape), randn(17, 24), randn(17), randn(*shape[:-1], 17)]
+    single = [tensor.float() for tensor in operands]
+    assert onednn.takes(*single[:2])
+    assert type(linear(single[0], single[1].requires_grad_()).grad_fn).__name__ != "MmBackward0"
+    wanted = _with_gradients(*operands)
+    for got, want in zip(_with_gradients(*single), wanted, strict=True):
+        assert got.shape == want.shape
+        assert check.error(got, want) <= check.bound(torch.float32, 48)
+
+
+@needs_onednn
+def test_an_expanded_gradient_and_frozen_operands_are_served(randn, monkeypatch):
+    monkeypatch.setattr(onednn, "SMALLEST", 1)
+    x, weight = randn(64, 8).float().requires_grad_(), randn(16, 8).float()
+    linear(x, weight).sum().backward()  # hands back a gradient of stride 0
+    torch.testing.assert_close(x.grad, weight.sum(dim=0).expand(64, 8))
+    assert weight.grad is None
+
+
+def test_small_wide_and_cast_products_stay_with_torch(randn):
+    large = randn(512, 512).float()
+    assert onednn.takes(large, large) == onednn.available()
+    assert not onednn.takes(large[:2], large)
+    assert not onednn.takes(large.double(), large.double())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not onednn.takes(large, large)
+
+
+@needs_onednn
+def test_a_gram_that_loses_the_rows_after_the_last_block_is_caught(randn, check):
+    left, right = randn(45, 6).float(), randn(45, 9).float()
+    total = torch.empty(6, 9)
+    onednn.add_gram(total, left, right)
+    want = left.double().T @ right.double()
+    assert check.error(total, want) <= check.bound(torch.float32, 45)
+    assert check.error(left[:32].T @ right[:32], want) > 1e-2

@@ -130,6 +130,7 @@ def test_yarn_takes_its_factor_from_the_lengths_where_it_is_not_given():
         ((8, 1.0), r"theta must be above 1, got 1.0"),
         ((8, 1e4, {"rope_type": "llama3"}), r"must be 'default' or 'yarn', got 'llama3'"),
         ((8, 1e4, {"rope_type": "yarn", "factor": 2.0}), r"original_max_position_embeddings"),
+        ((8, 1e4, {**YARN, "factor": -4.0}), r"factor of yarn scaling must be positive, got -4"),
         ((8, 1e4, {**YARN, "beta_quick": 3}), r"unknown keys in the yarn scaling: beta_quick"),
     ],
 )

@@ -44,9 +44,10 @@ def test_every_f_is_one_at_exact_balance():
         loss, f = balance_loss(scores, indices, CONFIG, groups)
         np.testing.assert_allclose(f.numpy(), np.ones(groups + 1))
         assert float(loss) == pytest.approx(1.0)
-    # The control: a 0/1 indicator per token cannot reach 1 where a token has several slots.
-    per_token = (indices < 8).any(dim=-1).sum().item() / (3 * len(indices))
-    assert per_token == pytest.approx(1 / 3)
+    # The control: 2 of 4 slots to each kind is 2/3 of the FFN experts' share, twice the identity's.
+    indices = torch.tensor([[t % 8, (t + 1) % 8, 8 + t % 8, 8 + (t + 1) % 8] for t in range(16)])
+    _, f = balance_loss(scores, indices, CONFIG, 4)
+    np.testing.assert_allclose(f.numpy(), [2 / 3] * 4 + [2.0])
 
 
 def test_the_gradient_flows_through_mean_probabilities_only():
@@ -122,13 +123,14 @@ def test_scale_and_pause_act_on_the_attached_gradient_alone():
 
 
 @pytest.mark.parametrize("groups", [1, 4])
-def test_gradient_ratio_agrees_with_the_definition(groups):
+@pytest.mark.parametrize("centred", [False, True])
+def test_gradient_ratio_agrees_with_the_definition(groups, centred):
     scores, indices = routed()
     _, f = balance_loss(scores, indices, CONFIG, groups)
     lm = torch.randn(16, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    got = router_gradient_ratio(lm, f, CONFIG, alpha=0.01, groups=groups)
+    got = router_gradient_ratio(lm, f, CONFIG, alpha=0.01, groups=groups, centred=centred)
     want = reference.router_gradient_ratio(
-        lm.numpy(), f.numpy(), alpha=0.01, n_ffn=8, groups=groups
+        lm.numpy(), f.numpy(), alpha=0.01, n_ffn=8, groups=groups, centred=centred
     )
     assert got == pytest.approx(want, rel=1e-12)
 
@@ -138,5 +140,21 @@ def test_at_balance_the_numerator_is_alpha_times_the_root_of_the_experts():
     lm[0] = 1.0
     ratio = router_gradient_ratio(lm, torch.ones(5), CONFIG, alpha=0.1, groups=4)
     assert ratio == pytest.approx(0.1 * 4.0)
+    centred = router_gradient_ratio(lm, torch.ones(5), CONFIG, alpha=0.1, groups=4, centred=True)
+    assert centred == 0.0
     silent = router_gradient_ratio(torch.zeros(16), torch.ones(5), CONFIG, alpha=0.1, groups=4)
     assert silent == float("inf")
+
+
+def test_the_router_feels_only_the_centred_part_of_a_gradient_on_the_scores():
+    """Softmax cancels what all experts have in common, whatever is written beside R_g."""
+    logits = torch.randn(5, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    pull = torch.randn(16, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+    def felt(direction):
+        leaf = logits.clone().requires_grad_()
+        (leaf.softmax(-1) @ direction).sum().backward()
+        return leaf.grad
+
+    torch.testing.assert_close(felt(pull - pull.mean()), felt(pull))
+    assert float(felt(pull).abs().max()) > 1e-2

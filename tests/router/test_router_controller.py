@@ -130,13 +130,29 @@ def test_the_published_law_is_the_integral_of_the_error():
     torch.testing.assert_close(bias, 3 * 0.5 * controller.expert_error(counts))
 
 
-def test_a_layer_without_tokens_keeps_its_bias():
-    controller = BiasController(CONFIG, 2)
-    counts = torch.zeros(2, 16, dtype=torch.int64)
-    counts[1, 0] = 8
-    bias = controller.update(torch.full((2, 16), 0.25), counts)
-    assert (bias[0] == 0.25).all()
-    assert not (bias[1] == 0.25).all()
+def test_a_layer_without_tokens_keeps_its_bias_and_its_history():
+    law = ControllerConfig(mu=0.5, k_p=0.3, k_d=0.2)
+    skipped, alone = BiasController(CONFIG, 2, law), BiasController(CONFIG, 2, law)
+    batches = torch.randint(1, 50, (3, 2, 16), generator=torch.Generator().manual_seed(0))
+    empty = batches[1].clone()
+    empty[0] = 0
+    a = b = torch.full((2, 16), 0.25, dtype=torch.float64)
+    a, b = skipped.update(a, batches[0]), alone.update(b, batches[0])
+    paused = skipped.update(a, empty)
+    assert torch.equal(paused[0], a[0])
+    assert not torch.equal(paused[1], a[1])
+    a, b = skipped.update(paused, batches[2]), alone.update(b, batches[2])
+    assert torch.equal(a[0], b[0])  # as if the empty batch had not been
+
+
+def test_errors_of_several_layers_agree_with_the_definition_even_if_one_is_empty():
+    counts = np.random.default_rng(0).integers(0, 50, size=(3, 16))
+    counts[1] = 0
+    want = reference.expert_error(counts, n_ffn=8, top_k=4, target_ffn=3)
+    got = BiasController(CONFIG, 3).expert_error(torch.from_numpy(counts))
+    np.testing.assert_allclose(got.numpy(), want, atol=1e-15)
+    assert (want[1] == 0).all()
+    assert (want[[0, 2], :8] != 0).any(axis=1).all()
 
 
 def test_without_ffn_experts_there_is_no_controller():

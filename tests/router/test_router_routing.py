@@ -1,10 +1,14 @@
 """Claims about routing: softmax over N+Z, bias only for the choice, gates never renormalised."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from longcat.router import Router, RouterConfig, reference
 
@@ -120,6 +124,33 @@ def test_autocast_does_not_lower_the_logits():
     assert lowered.dtype == torch.bfloat16  # what would happen without the guard
 
 
+@pytest.fixture
+def one_process_group(monkeypatch):
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield dist.device_mesh.init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("own_unit", [True, False])
+def test_fsdp_mixed_precision_does_not_lower_the_logits(one_process_group, own_unit):
+    router, u = made(dtype=torch.float32), tokens(dtype=torch.float32).bfloat16()
+    plain = router(u)
+    model = torch.nn.Sequential(router)
+    if own_unit:
+        fully_shard(router, mesh=one_process_group)
+    fully_shard(
+        model, mesh=one_process_group, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16)
+    )
+    if own_unit:
+        routing = model(u)
+        assert routing.scores.dtype == torch.float32
+        assert torch.equal(routing.scores, plain.scores)
+    else:  # the control: the policy does cast, and is refused rather than followed
+        with pytest.raises(ValueError, match=r"got torch.bfloat16.*fully_shard\(router\)"):
+            model(u)
+
+
 @given(n=st.integers(0, 6), z=st.integers(0, 6), data=st.data(), n_tokens=st.integers(0, 9))
 def test_every_token_chooses_k_distinct_experts_at_any_size(n, z, data, n_tokens):
     if n + z == 0:
@@ -148,6 +179,7 @@ def test_ties_go_to_the_lower_index():
         ({"top_k": 0}, "top_k must lie between 1 and"),
         ({"expected_ffn_experts": 5}, "K_e <= min"),
         ({"expected_ffn_experts": 0}, "0 < K_e"),
+        ({"n_routed_experts": 0}, "0 < K_e"),
         ({"zero_expert_num": 0}, "top_k - K_e <= zero_expert_num"),
         ({"n_routed_experts": 0, "zero_expert_num": 0}, "at least one expert"),
         ({"hidden_size": 0}, "hidden_size must be positive"),

@@ -33,7 +33,7 @@ def test_a_mask_that_is_ignored_would_be_noticed(markov: Any) -> None:
     params = SamplingParams(max_tokens=20)
     # The pad id differs from the chain's start token, so a visible pad changes the context.
     ids, mask = pad_left(PROMPTS, pad_token_id=5)
-    got = decode_batch(IgnoresMask(), ids, params, mask)
+    got = decode_batch(IgnoresMask(), ids, params, mask, pad_token_id=5)
     assert got[1].tolist() != alone(markov(), PROMPTS[1], params, 1)
 
 

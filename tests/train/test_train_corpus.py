@@ -30,15 +30,24 @@ def test_no_document_is_on_both_sides():
     train, held_out = split(make_documents(300))
     assert len(train) + len(held_out) == 300
     assert not {d.name for d in train} & {d.name for d in held_out}
-    assert 5 <= len(held_out) <= 30
+    assert len(held_out) == 15
 
 
-def test_the_split_depends_on_the_name_alone():
-    few, many = make_documents(100), make_documents(300)
-    _, held_out_of_few = split(few)
-    _, held_out_of_many = split(many)
-    names = {d.name for d in held_out_of_many}
-    assert {d.name for d in held_out_of_few} == names & {d.name for d in few}
+def test_the_split_rests_on_the_names_alone():
+    documents = make_documents(300)
+    other = [Document(name=d.name, text=f"other {d.text}") for d in reversed(documents)]
+    names = {d.name for d in split(documents)[1]}
+    assert {d.name for d in split(other)[1]} == names
+
+
+def test_every_large_folder_is_represented():
+    documents = [
+        Document(name=f"{folder}/file{i}.py", text=f"{folder} {i}\n" * 9)
+        for folder, count in (("a", 100), ("b", 40), ("c/d", 21))
+        for i in range(count)
+    ]
+    held_out = [d.name.rpartition("/")[0] for d in split(documents)[1]]
+    assert {f: held_out.count(f) for f in ("a", "b", "c/d")} == {"a": 5, "b": 2, "c/d": 1}
 
 
 def test_of_a_single_document_the_end_is_held_out_from_a_line_on():
@@ -92,6 +101,7 @@ def test_standard_input_is_read(monkeypatch):
         ("list.jsonl", b"[1, 2]\n", "object with a string field 'text'; got list"),
         ("field.jsonl", b'{"body": "x"}\n', r"got \['body'\]"),
         ("number.jsonl", b'{"text": 3}\n', "string field 'text'"),
+        ("half.jsonl", b'{"text": "a\\ud800b"}\n', "lone surrogate"),
         ("broken.jsonl", b'{"text": "x"}\n{"text": \n', "line 2: expected one JSON object"),
         ("hollow.jsonl", b'{"text": ""}\n', "every 'text' field is empty"),
     ],

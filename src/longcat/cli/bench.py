@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import tempfile
-import time
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +14,11 @@ app = typer.Typer(
     help="Measure speed on this machine. Example: longcat bench kernels",
 )
 
+Out = Annotated[Path, typer.Option(file_okay=False, help="The folder for the results' file.")]
+Rounds = Annotated[int, typer.Option(min=3, help="Turns that each form gets.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the file's document.")]
+RESULTS = Path("bench/results")
+
 
 class Device(StrEnum):
     """Where to measure."""
@@ -26,19 +27,12 @@ class Device(StrEnum):
     cuda = "cuda"
 
 
-@app.callback()
-def bench() -> None:
-    """Keeps `kernels` a command of its own while it is the only one."""
-
-
 @app.command()
 def kernels(
     device: Annotated[Device, typer.Option(help="Where to measure.")] = Device.cpu,
-    out: Annotated[
-        Path, typer.Option(file_okay=False, help="The folder for kernels-DEVICE.json.")
-    ] = Path("bench/results"),
-    rounds: Annotated[int, typer.Option(min=3, help="Turns that each form gets.")] = 15,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the file's document.")] = False,
+    out: Out = RESULTS,
+    rounds: Rounds = 15,
+    as_json: AsJson = False,
 ) -> None:
     """Compare the forms of each op, taking turns, at the shapes of nano and bench.
 
@@ -51,25 +45,59 @@ def kernels(
             "bench: --device cuda needs a CUDA device, and torch sees none; use --device cpu"
         )
     out.mkdir(parents=True, exist_ok=True)  # before minutes of work, not after
-    document = _measure(device.value, rounds)
-    path = out / f"kernels-{device.value}.json"
-    _write(path, document)
+    document = _measure_kernels(device.value, rounds)
+    columns = {
+        "us": ("us", "{:,.0f}"),
+        "spread_%": ("spread %", "{:,.0f}"),
+        "GB/s": ("GB/s", "{:.1f}"),
+        "GFLOP/s": ("GFLOP/s", "{:.1f}"),
+        "x_naive": ("x naive", "{:.2f}"),
+    }
+    _publish(out / f"kernels-{device.value}.json", document, "{op}, {shape}", columns, as_json)
+
+
+@app.command()
+def train(out: Out = RESULTS, rounds: Rounds = 7, as_json: AsJson = False) -> None:
+    """Compare a training step with transformers' LongcatFlashForCausalLM, taking turns, on a CPU.
+
+    Writes train-cpu.json. Without transformers only our own steps are measured.
+
+    Example: longcat bench train --rounds 3 --out bench/results
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    document = _measure_train(rounds)
+    columns = {
+        "s": ("s", "{:.3f}"),
+        "tokens/s": ("tokens/s", "{:,.0f}"),
+        "%_of_peak": ("% peak", "{:.0f}"),
+        "peak_MB": ("MB", "{:,.0f}"),
+        "x_transformers": ("x theirs", "{:.2f}"),
+    }
+    _publish(out / "train-cpu.json", document, "{shape}, {precision}", columns, as_json)
+
+
+def _publish(
+    path: Path,
+    result: dict[str, Any],
+    case: str,
+    columns: dict[str, tuple[str, str]],
+    as_json: bool,
+) -> None:
+    from longcat.cli.benchmarks import document
+
     if as_json:
-        typer.echo(json.dumps(document, indent=2))
-        return
-    from longcat.cli.ui.theme import make_console
-
-    console = make_console()
-    console.print(_table(document))
-    console.print(f"written: {path}")
+        document.publish_json(path, result)
+    else:
+        document.publish(path, result, case, columns)
 
 
-def _measure(device: str, rounds: int) -> dict[str, Any]:
+def _measure_kernels(device: str, rounds: int) -> dict[str, Any]:
     from longcat.cli.benchmarks import timing
+    from longcat.cli.benchmarks.document import Clock, Row, rounded
     from longcat.cli.benchmarks.kernels import cases
 
-    started, cpu, load = time.perf_counter(), time.process_time(), timing.load()
-    rows: list[dict[str, str | float]] = []
+    clock = Clock()
+    rows: list[Row] = []
     with timing.pinned_threads(1):
         machine = timing.machine(device)
         for case in cases(device):
@@ -84,58 +112,43 @@ def _measure(device: str, rounds: int) -> dict[str, Any]:
                     "GFLOP/s": case.flops / taken.median / 1e9,
                     "x_naive": naive.median / taken.median,
                 }
-                rounded = {key: float(f"{value:.4g}") for key, value in figures.items()}
-                rows.append({"op": case.op, "shape": case.shape, "form": form, **rounded})
+                rows.append({"op": case.op, "shape": case.shape, "form": form, **rounded(figures)})
             typer.echo(f"measured {case.op}, {case.shape}", err=True)
-    clock = "processor time of one thread" if device == "cpu" else "wall time"
-    return {
-        "date": timing.today(),
-        "command": f"longcat bench kernels --device {device} --rounds {rounds}",
-        "times": f"medians of {clock}, in turns; spread: middle half over the median",
+    measure = "processor time of one thread" if device == "cpu" else "wall time"
+    return clock.document(
+        f"longcat bench kernels --device {device} --rounds {rounds}",
+        f"medians of {measure}, in turns; spread: middle half over the median",
         **machine,
-        "load": {"before": load, "after": timing.load()},
-        "seconds": {
-            "wall": round(time.perf_counter() - started, 1),
-            "cpu": round(time.process_time() - cpu, 1),
-        },
-        "rows": rows,
-    }
-
-
-def _table(document: dict[str, Any]) -> Any:
-    from rich import box
-    from rich.table import Table
-
-    hardware = ", ".join(f"{key} {value}" for key, value in document["hardware"].items())
-    load = "load {before} before, {after} after".format(**document["load"])
-    table = Table(
-        title=f"{hardware}; {load}\n{document['times']}", title_justify="left", box=box.SIMPLE
+        rows=rows,
     )
-    table.add_column("shape")
-    for name in ("us", "spread %", "GB/s", "GFLOP/s", "x naive"):
-        table.add_column(name, justify="right")
-    last = ""
-    for row in document["rows"]:
-        case = f"{row['op']}, {row['shape']}"
-        if case != last:
-            table.add_row(f"[title]{case}[/title]")
-            last = case
-        times = (f"{row[key]:,.0f}" for key in ("us", "spread_%"))
-        rates = (f"{row[key]:.1f}" for key in ("GB/s", "GFLOP/s"))
-        table.add_row(f"  {row['form']}", *times, *rates, f"{row['x_naive']:.2f}")
-    return table
 
 
-def _write(path: Path, document: dict[str, Any]) -> None:
-    """The whole file or none of it."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(json.dumps(document, indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+def _measure_train(rounds: int) -> dict[str, Any]:
+    from longcat.cli.benchmarks import comparison, timing, train
+    from longcat.cli.benchmarks.document import Clock, Row
+
+    missing = train.transformers_missing()
+    if missing:
+        typer.echo(missing, err=True)
+    clock = Clock()
+    peaks: list[Row] = []
+    rows: list[Row] = []
+    with timing.pinned_threads(1):
+        machine = timing.machine("cpu", "transformers")
+        for shape, config in train.shapes().items():
+            for precision in train.PRECISIONS:
+                case = comparison.compare(config, precision, rounds, with_theirs=not missing)
+                of: Row = {"shape": shape, "precision": precision}
+                peaks += [of | row for row in case.peaks]
+                rows += [of | row for row in case.rows]
+                typer.echo(f"measured {shape}, {precision}", err=True)
+    return clock.document(
+        f"longcat bench train --rounds {rounds}",
+        "medians of processor time of one thread, in turns; spread: middle half over the median",
+        **machine,
+        step=comparison.STEP,
+        peak=comparison.PEAK,
+        memory=comparison.MEMORY,
+        peaks=peaks,
+        rows=rows,
+    )

@@ -26,9 +26,11 @@ def debugging() -> bool:
 
 def exit_code(error: Exception) -> int:
     """2 when the input is at fault, 1 when it is not."""
-    system = error if isinstance(error, OSError) else error.__cause__
-    if isinstance(system, OSError) and system.errno in _FAILED:
-        return 1
+    system: BaseException | None = error
+    while system is not None:
+        if isinstance(system, OSError) and system.errno in _FAILED:
+            return 1
+        system = system.__cause__
     return 2 if isinstance(error, ValueError | OSError) else 1
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from longcat.cli.models import find_model, torch_dtype
+from longcat.cli.models import MODEL_DEFAULT, MODEL_HELP, find_model, torch_dtype
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
@@ -22,12 +22,7 @@ class Format(StrEnum):
 
 def command(
     out: Annotated[Path, typer.Option(help="The directory to write.")],
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="A checkpoint directory, or nano.", show_default="newest run, else shipped nano"
-        ),
-    ] = None,
+    model: Annotated[str | None, typer.Option(help=MODEL_HELP, show_default=MODEL_DEFAULT)] = None,
     format: Annotated[
         Format,
         typer.Option(
@@ -45,7 +40,7 @@ def command(
 ) -> None:
     """Write a checkpoint in another format, tensor by tensor.
 
-    Example: longcat export --model nano --format transformers5 --out exported
+    Example: longcat export --format transformers5 --out exported
     """
     shard_bytes = size_in_bytes(max_shard_size)
     stored_as = None if dtype is None else torch_dtype(dtype)

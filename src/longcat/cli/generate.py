@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from longcat.cli.models import FoundModel, find_model, torch_dtype
+from longcat.cli.models import (
+    MODEL_DEFAULT,
+    MODEL_HELP,
+    FoundModel,
+    find_model,
+    torch_dtype,
+)
 from longcat.cli.stream import TokenPrinter
 
 if TYPE_CHECKING:
@@ -34,12 +40,7 @@ class Backend(StrEnum):
 
 
 def command(
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="A checkpoint directory, or nano.", show_default="newest run, else shipped nano"
-        ),
-    ] = None,
+    model: Annotated[str | None, typer.Option(help=MODEL_HELP, show_default=MODEL_DEFAULT)] = None,
     prompt: Annotated[str, typer.Option(help="Text to continue; - reads standard input.")] = "",
     max_tokens: Annotated[
         int | None,

@@ -23,6 +23,8 @@ COMMANDS: dict[str, str] = {
     "info": "Show a model's sizes: parameters, activated per token, cache.",
     "train": "Train a small LongCat-Flash: a card first, then the run, then a report.",
     "generate": "Continue a prompt, drafting with the MTP head.",
+    "evaluate": "Score a checkpoint: bits per byte, FFN experts by kind, drafts, questions.",
+    "grow": "Grow a model by stacking its layers.",
     "export": "Write a checkpoint in another format.",
     "demo": "Watch one mechanism work, and check its claim.",
     "tutorial": "Read a tutorial here, its code executed as you go.",
@@ -36,6 +38,9 @@ class LazyGroup(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         """The command that args name, imported now, and the arguments left for it."""
         name, _, rest = super().resolve_command(ctx, args)
+        if not {"-h", "--help"}.intersection(rest):
+            # torch would import numpy from C, where a Ctrl-C is swallowed and leaves half of it.
+            import_module("numpy")
         return name, None if name is None else load(name), rest
 
 

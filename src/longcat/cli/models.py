@@ -93,6 +93,12 @@ def shipped_nano() -> Path | None:
     return None
 
 
+# What --help promises: the shipped weights only where there are some.
+_SHIPPED = shipped_nano() is not None
+MODEL_HELP = "A checkpoint directory, or nano." if _SHIPPED else "A checkpoint directory."
+MODEL_DEFAULT = "newest run, else shipped nano" if _SHIPPED else "the newest run"
+
+
 def torch_dtype(name: str) -> "torch.dtype":
     """float32 or f32, bfloat16 or bf16, float16 or f16, float64 or f64 -> torch's dtype."""
     import torch

@@ -14,6 +14,17 @@ from longcat.flash.presets import PRESETS
 from longcat.moe import MoEConfig
 from longcat.router import RouterConfig
 
+# What grows with the model's width.
+WIDTHS = (
+    "hidden_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "q_lora_rank",
+    "kv_lora_rank",
+    "ffn_hidden_size",
+    "expert_ffn_hidden_size",
+)
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
@@ -109,6 +120,29 @@ class FlashConfig:
         from longcat.flash.hf_config import parse
 
         return parse(fields)
+
+    def widened(self, width: int) -> "FlashConfig":
+        """The same architecture at another width: depth, head sizes, N, Z and K as they are.
+
+        Widths of FFNs, latents and the number of heads grow in proportion; the output head's
+        deviation shrinks by the root of it (report section 3.1.1, table 1). Used for width
+        transfer between a narrow proxy and its target.
+
+        Raises:
+            ConfigError: when a size would not come out whole.
+        """
+        fields = self.to_hf()
+        ratio = width / self.hidden_size
+        for name in WIDTHS:
+            scaled = fields[name] * ratio
+            if scaled != int(scaled) or scaled < 1:
+                raise ConfigError(
+                    f"config: at width {width} {name} would be {scaled:g}; choose a multiple of "
+                    f"{self.hidden_size}"
+                )
+            fields[name] = int(scaled)
+        fields["initializer_range"] = self.initializer_range / math.sqrt(ratio)
+        return FlashConfig.from_hf(fields)
 
     def to_hf(self, format: str = "hub") -> dict[str, Any]:
         """As config.json; format "hub" or "transformers5" (see `longcat.flash.hf_config`)."""

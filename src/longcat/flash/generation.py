@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from longcat.serve import SamplingParams, decode, decode_batch
+from longcat.serve.batch import unpadded
 from longcat.serve.sampling import fresh_seed
 
 if TYPE_CHECKING:
@@ -52,10 +53,9 @@ def generate(
         return torch.cat([input_ids, new.to(input_ids.device)], dim=1)
     first_seed = fresh_seed() if seed is None else seed
     rows = []
-    for index, ids in enumerate(input_ids):
-        real = ids if attention_mask is None else ids[attention_mask[index].to(torch.bool)]
+    for index, prompt in enumerate(unpadded(input_ids, attention_mask)):
         row_params = replace(params, seed=(first_seed + index) % 2**64)
-        rows.append([token.id for token in decode(model, real.tolist(), row_params)])
+        rows.append([token.id for token in decode(model, prompt, row_params)])
     width = max((len(row) for row in rows), default=0)
     new = torch.tensor([row + [fill] * (width - len(row)) for row in rows], dtype=torch.int64)
     return torch.cat([input_ids, new.to(input_ids.device).view(len(input_ids), width)], dim=1)

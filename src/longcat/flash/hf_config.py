@@ -31,10 +31,13 @@ _SIZES = (
     "qk_rope_head_dim",
     "v_head_dim",
     "n_routed_experts",
+    "zero_expert_num",
     "moe_topk",
     "expert_ffn_hidden_size",
     "max_position_embeddings",
 )
+
+_NUMBERS = ("rms_norm_eps", "latent_norm_eps", "initializer_range", "routed_scaling_factor")
 
 
 def _rope(fields: Mapping[str, Any]) -> tuple[float, dict[str, Any] | None]:
@@ -71,6 +74,7 @@ def _refuse_unsupported(fields: Mapping[str, Any]) -> None:
         ("zero_expert_type", ("identity", None)),
         ("norm_topk_prob", (False, None)),
         ("router_bias", (False, None)),
+        ("nextn_use_scmoe", (False, None)),
         ("tie_word_embeddings", (False, None)),
         ("attention_dropout", (0, 0.0, None)),
     ):
@@ -87,13 +91,18 @@ def parse(fields: Mapping[str, Any]) -> FlashConfig:
         ConfigError: see FlashConfig.from_hf.
     """
     _refuse_unsupported(fields)
-    missing = [name for name in _SIZES if fields.get(name) is None]
+    # transformers has its own defaults for these (256 and 6): guessing would compute another model.
+    missing = [n for n in (*_SIZES, "routed_scaling_factor") if fields.get(n) is None]
     if missing:
         raise ConfigError(f"config: missing {', '.join(missing)}")
-    for name in (*_SIZES, "zero_expert_num", "num_key_value_heads"):
+    for name in (*_SIZES, "num_key_value_heads", "num_nextn_predict_layers"):
         value = fields.get(name)
         if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
             raise ConfigError(f"config: {name} must be an integer; got {value!r}")
+    for name in _NUMBERS:
+        value = fields.get(name, 0)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ConfigError(f"config: {name} must be a number; got {value!r}")
     heads = fields["num_attention_heads"]
     if fields.get("num_key_value_heads") not in (None, heads):
         raise ConfigError(
@@ -136,9 +145,9 @@ def parse(fields: Mapping[str, Any]) -> FlashConfig:
                 router=RouterConfig(
                     hidden_size=fields["hidden_size"],
                     n_routed_experts=fields["n_routed_experts"],
-                    zero_expert_num=int(fields.get("zero_expert_num") or 0),
+                    zero_expert_num=fields["zero_expert_num"],
                     top_k=fields["moe_topk"],
-                    routed_scaling_factor=float(fields.get("routed_scaling_factor", 1.0)),
+                    routed_scaling_factor=float(fields["routed_scaling_factor"]),
                     expected_ffn_experts=fields.get("expected_ffn_experts"),
                 ),
             ),

@@ -68,6 +68,7 @@ class FlashModel(nn.Module):
         Args:
             input_ids: [B,T] int64.
             attention_mask: [B,T], or [B, cached + T] with a cache; 0 marks padding on the left.
+                Without one, the padding that the cache already knows of holds.
             output_router: return every layer's Routing.
             cache: from `new_cache`; the tokens are appended to it.
 
@@ -77,12 +78,10 @@ class FlashModel(nn.Module):
         """
         past = 0 if cache is None else cache.length
         self._check(input_ids, attention_mask, past)
-        valid = None if attention_mask is None else attention_mask.to(torch.bool)
+        valid = self._valid(attention_mask, cache, past + input_ids.shape[1])
         positions = self._positions(input_ids, valid, past)
         token_mask = None if valid is None else valid[:, past:]
         key_mask = None if valid is None or cache is not None else KeyMask(valid)
-        if cache is not None and valid is not None and not bool(valid.all()):
-            cache.set_padding(valid)
         x = self.model.embed_tokens(input_ids)
         records: list[MoERecord] = []
         for i, layer in enumerate(self.model.layers):
@@ -118,6 +117,8 @@ class FlashModel(nn.Module):
             hidden: [B,T,D], `FlashOutput.hidden` of positions t (or this head's own hidden, for
                 a second draft).
             next_ids: [B,T], the tokens at t+1.
+            attention_mask: as in `forward`, 0 where `hidden` is of padding.
+            cache: the main model's; this head's latents are appended to their own part of it.
 
         Returns:
             (logits [B,T,V] for the tokens at t+2, hidden [B,T,D]).
@@ -130,10 +131,10 @@ class FlashModel(nn.Module):
             raise ConfigError("this model has no MTP head (num_nextn_predict_layers is 0)")
         layer_cache = None if cache is None else cache.layers[-1]
         past = 0 if layer_cache is None else layer_cache.length
-        valid = None if attention_mask is None else attention_mask.to(torch.bool)
+        valid = self._valid(attention_mask, cache, past + next_ids.shape[1])
         positions = self._positions(next_ids, valid, past)
         key_mask = None if valid is None or cache is not None else KeyMask(valid)
-        drafted = head(hidden, next_ids, positions, layer_cache or key_mask)
+        drafted = head(hidden, next_ids, positions, key_mask if cache is None else layer_cache)
         return self.lm_head(drafted), drafted
 
     def _check(self, input_ids: Tensor, attention_mask: Tensor | None, past: int) -> None:
@@ -157,6 +158,17 @@ class FlashModel(nn.Module):
                     f"model: token ids must lie in 0..{self.config.vocab_size - 1}; got "
                     f"{low if low < 0 else high}. Is the tokenizer this model's?"
                 )
+
+    @staticmethod
+    def _valid(
+        attention_mask: Tensor | None, cache: DenseLatentCache | None, total: int
+    ) -> Tensor | None:
+        """[B, total] bool, False for padding; None where there is none. The cache remembers it."""
+        if cache is None:
+            return None if attention_mask is None else attention_mask.to(torch.bool)
+        if attention_mask is not None:
+            cache.set_padding(attention_mask)
+        return None if cache.valid is None else cache.valid[:, :total]
 
     @staticmethod
     def _positions(input_ids: Tensor, valid: Tensor | None, past: int) -> Tensor:

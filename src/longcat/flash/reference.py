@@ -102,8 +102,10 @@ def rotary(config: Config) -> Rotary:
         turns = math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(theta))
         return float(width * turns)
 
-    low = max(math.floor(dimension_of(yarn.get("beta_fast") or 32)), 0)
-    high = min(math.ceil(dimension_of(yarn.get("beta_slow") or 1)), width - 1)
+    low, high = dimension_of(yarn.get("beta_fast") or 32), dimension_of(yarn.get("beta_slow") or 1)
+    if yarn.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, width - 1)
     ramp = np.clip((np.arange(width // 2) - low) / max(high - low, 0.001), 0.0, 1.0)
     mixed = plain / factor * ramp + plain * (1.0 - ramp)
 

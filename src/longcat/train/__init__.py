@@ -3,6 +3,7 @@
 from longcat.train.errors import DataError, RunError
 from longcat.train.session import Session, finish, open_run, resume_run, train_run
 from longcat.train.settings import TrainSettings
+from longcat.train.transfer import transferred_settings
 
 __all__ = [
     "DataError",
@@ -13,4 +14,5 @@ __all__ = [
     "open_run",
     "resume_run",
     "train_run",
+    "transferred_settings",
 ]

@@ -4,8 +4,10 @@ The default corpus needs no download: it is the standard library of the Python i
 running, without its tests. It is licensed under the PSF licence; nothing of it is stored in the
 repository, only in the run directories of those who train on it.
 
-Every twentieth document, chosen by a hash of its name, is held out. The choice depends on the
-name alone, so adding files never moves another file from one part to the other.
+Every twentieth document is held out: the documents stand folder by folder, inside a folder in the
+order of a hash of their names, and the last of each twenty is taken. So the choice rests on names
+alone, and every folder with twenty files or more is represented: held-out text is a mixture of the
+same kinds as the training text, tables of numbers and all.
 """
 
 import os
@@ -92,13 +94,14 @@ def default_corpus() -> Corpus:
 def split(documents: Sequence[Document]) -> tuple[tuple[Document, ...], tuple[Document, ...]]:
     """(training, held-out) documents.
 
-    With so few documents that the hash picks none or all of them, the last twentieth of each
-    document, from a line's beginning, is held out instead. A held-out document whose text also
-    occurs among the training documents is dropped: it would flatter the model. Of a large corpus
-    only the first MOST_HELD_OUT_BYTES held-out bytes are kept; the others are left aside.
+    Of fewer than twenty documents the last twentieth of each, from a line's beginning, is held out
+    instead. A held-out document whose text also occurs among the training documents is dropped: it
+    would flatter the model. Of a large corpus only the first MOST_HELD_OUT_BYTES held-out bytes are
+    kept; the others are left aside.
     """
-    train = [d for d in documents if not _is_held_out(d.name)]
-    held_out = [d for d in documents if _is_held_out(d.name)]
+    chosen = _held_out_names(d.name for d in documents)
+    train = [d for d in documents if d.name not in chosen]
+    held_out = [d for d in documents if d.name in chosen]
     if not train or not held_out:
         train, held_out = [], []
         for document in documents:
@@ -125,8 +128,14 @@ def _first_bytes(documents: Iterable[Document]) -> Iterator[Document]:
         total += size
 
 
-def _is_held_out(name: str) -> bool:
-    return zlib.crc32(name.encode("utf-8", errors="surrogateescape")) % HELD_OUT_ONE_IN == 0
+def _held_out_names(names: Iterable[str]) -> set[str]:
+    """The last of each twenty names, folder by folder and by hash inside a folder."""
+
+    def place(name: str) -> tuple[str, int, str]:
+        digest = zlib.crc32(name.encode("utf-8", errors="surrogateescape"))
+        return name.rpartition("/")[0], digest, name
+
+    return set(sorted(names, key=place)[HELD_OUT_ONE_IN - 1 :: HELD_OUT_ONE_IN])
 
 
 def _cut_tail(text: str) -> tuple[str, str]:

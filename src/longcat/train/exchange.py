@@ -13,12 +13,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed import FileStore  # type: ignore[attr-defined]
 
 from longcat.train.errors import RunError
 
-HOST = "127.0.0.1"
-Store = Any  # torch gives its TCPStore no types
+Store = Any  # torch gives its FileStore no types
 
 
 class Exchange:
@@ -53,14 +52,9 @@ class Exchange:
             dist.destroy_process_group()
 
 
-def open_store() -> Store:
-    """The meeting place on a free loopback port; rank 0 opens it and tells the workers `.port`."""
-    return TCPStore(HOST, 0, is_master=True, wait_for_workers=False)
-
-
-def join_store(port: int) -> Store:
-    """A worker's connection to the meeting place."""
-    return TCPStore(HOST, port, is_master=False)
+def open_store(path: str, world: int) -> Store:
+    """The meeting place of a run's processes: a file, so that no port is open to others."""
+    return FileStore(path, world)
 
 
 def meet(store: Store, rank: int, world: int) -> Exchange:

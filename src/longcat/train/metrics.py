@@ -22,6 +22,7 @@ FIELDS = (
     "ffn_experts_std",
     "expert_load_max",
     "r_g",
+    "r_g_centred",
     "grad_norm",
     "grad_rms",
     "epsilon_meets_gradient",

@@ -156,7 +156,7 @@ def card(
             label="held out",
             value=f"{corpus['held_out_bytes'] / 1e6:.3f} MB in {corpus['held_out_documents']:,} "
             "documents",
-            why="one in twenty, by a hash of the name; never trained on",
+            why="one in twenty, by folder and a hash of the name; never trained on",
         ),
         Row(
             label="tokenizer",

@@ -57,6 +57,8 @@ def model_config(settings: TrainSettings) -> FlashConfig:
     config = FlashConfig.preset(
         settings.preset, vocab_size=settings.vocab_size, num_nextn_predict_layers=heads
     )
+    if settings.width is not None and settings.width != config.hidden_size:
+        config = config.widened(settings.width)
     if settings.seq_len > config.max_position_embeddings:
         raise RunError(
             f"train: --seq-len {settings.seq_len} is longer than the preset's "

@@ -6,12 +6,16 @@ finish    evaluation, run.json, report.html
 """
 
 import os
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from longcat.flash import FlashModel
+from longcat.flash.checkpoint import save_checkpoint
 from longcat.train.directory import RunDirectory
+from longcat.train.distill import DistillRecord, DistillSettings, distill_mtp
 from longcat.train.errors import RunError
 from longcat.train.exchange import limit_threads
 from longcat.train.loop import Observer, begin, interruptible, run
@@ -27,7 +31,7 @@ from longcat.train.workers import Workers
 
 Say = Callable[[str], None]
 # What may differ when a run is resumed: how long, how often, never what was already computed with.
-CHANGEABLE = ("steps", "time_budget", "save_every")
+CHANGEABLE = ("steps", "time_budget", "save_every", "distill_steps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +129,7 @@ def train_run(session: Session, observer: Observer) -> tuple[Trainer, bool]:
 
 def finish(session: Session, trainer: Trainer, *, say: Say) -> Summary:
     """Evaluate, write run.json and report.html; returns run.json's document."""
-    training = {
+    training: dict[str, Any] = {
         "finished": trainer.progress >= 1,
         "steps": trainer.step,
         "tokens": trainer.tokens_seen,
@@ -133,10 +137,50 @@ def finish(session: Session, trainer: Trainer, *, say: Say) -> Summary:
         "cpu_seconds": trainer.cpu_seconds,
         "processes": session.processes,
     }
+    if training["finished"] and session.prepared.settings.distill_steps:
+        training["distilled"] = _distil_head(session, say)
     summary = summarise(session.directory, session.prepared, training, say=say)
     say("writing the report")
     write_report(session.directory.path, summary)
     return summary
+
+
+def _distil_head(session: Session, say: Say) -> dict[str, Any]:
+    """The MTP-only phase on the run's checkpoint; the snapshot keeps the head as it was trained.
+
+    So a run that goes on, goes on exactly, and distils its head anew at its new end.
+    """
+    directory, prepared = session.directory, session.prepared
+    steps = prepared.settings.distill_steps
+    model = FlashModel.from_pretrained(directory.path)
+    window = prepared.settings.seq_len
+    settings = DistillSettings(
+        steps=steps,
+        window=window,
+        prompt=max(1, min(DistillSettings.prompt, window // 4)),
+        seed=prepared.settings.seed,
+    )
+    records: list[DistillRecord] = []
+    started = time.process_time()
+    say("teaching the draft head the model's own choices")
+
+    def observe(record: DistillRecord) -> None:
+        records.append(record)
+        if record.step % 50 == 0 or record.step == steps:
+            say(
+                f"draft head, step {record.step}/{steps}: agrees with the model on "
+                f"{record.agreement_own:.1%} of its own text, {record.agreement_corpus:.1%} of the "
+                "corpus"
+            )
+
+    distill_mtp(model, prepared.tokens, settings, observe)
+    save_checkpoint(model, directory.path)
+    return {
+        "settings": asdict(settings),
+        "cpu_seconds": time.process_time() - started,
+        "agreement_own": [records[0].agreement_own, records[-1].agreement_own],
+        "agreement_corpus": [records[0].agreement_corpus, records[-1].agreement_corpus],
+    }
 
 
 def is_unfinished(out: Path) -> bool:

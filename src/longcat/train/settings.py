@@ -37,6 +37,10 @@ class TrainSettings:
         balance_groups: D of the balance loss.
         mu, mu_final, mu_steps: gain of the bias controller, falling from mu to mu_final.
         precision: arithmetic of the linears; "auto" is replaced by what was measured to be fast.
+        width: hidden size, when it is not the preset's (`FlashConfig.widened`).
+        width_ratio: width over that of the run whose `lr` this is; hidden and output matrices
+            learn at lr / width_ratio (`longcat.optim.transfer`). 1 without a transfer.
+        distill_steps: steps of the MTP-only phase after training; 0 leaves it out.
         save_every: steps between snapshots. measure_every: steps between measurements of R_g.
 
     Raises:
@@ -68,6 +72,9 @@ class TrainSettings:
     mu_final: float = 0.1
     mu_steps: int = 400
     precision: Precision = "auto"
+    width: int | None = None
+    width_ratio: float = 1.0
+    distill_steps: int = 0
     save_every: int = 200
     measure_every: int = 20
 
@@ -85,10 +92,17 @@ class TrainSettings:
             "--save-every": self.save_every,
             "--lr": self.lr,
             "measure_every": self.measure_every,
+            "--width": 1 if self.width is None else self.width,
+            "width_ratio": self.width_ratio,
         }
         for name, value in positive.items():
             if not value > 0:
                 raise RunError(f"train: {name} must be positive; got {value}")
+        if self.distill_steps < 0 or (self.distill_steps and not self.mtp_weight):
+            raise RunError(
+                "train: --distill-steps must not be negative, and needs a draft head; got "
+                f"{self.distill_steps} with mtp_weight={self.mtp_weight}"
+            )
         if self.seed < 0:
             raise RunError(f"train: --seed must not be negative; got {self.seed}")
         if self.micro_batches < 1 or self.batch_size % self.micro_batches:

@@ -19,20 +19,35 @@ def read_corpus(data: Sequence[str]) -> Corpus:
     """
     if not data:
         return default_corpus()
+    documents, skipped = read_documents(data)
+    train, held_out = split(documents)
+    return Corpus(
+        train=train,
+        held_out=held_out,
+        source=named(data),
+        licence="your own text: its licence is for you to know",
+        skipped=skipped,
+    )
+
+
+def read_documents(data: Sequence[str]) -> tuple[list[Document], int]:
+    """Every document that `data` names, whole, and how many files were no text.
+
+    Raises:
+        DataError: as `read_corpus`.
+    """
     documents: list[Document] = []
     skipped = 0
     for item in data:
         found, left_out = _read_item(item)
         documents += found
         skipped += left_out
-    train, held_out = split(documents)
-    return Corpus(
-        train=train,
-        held_out=held_out,
-        source=", ".join("standard input" if item == "-" else item for item in data),
-        licence="your own text: its licence is for you to know",
-        skipped=skipped,
-    )
+    return documents, skipped
+
+
+def named(data: Sequence[str]) -> str:
+    """The arguments as words."""
+    return ", ".join("standard input" if item == "-" else item for item in data)
 
 
 def _read_item(item: str) -> tuple[list[Document], int]:
@@ -99,11 +114,18 @@ def _read_file(path: Path, name: str) -> list[Document]:
                 f"{where}: expected an object with a string field 'text'; got {came}. Rename "
                 "your field to 'text'"
             )
+        if not _is_unicode(value):
+            raise DataError(f"{where}: 'text' has half a character (a lone surrogate); mend it")
         if value:
             documents.append(Document(name=f"{name}:{number}", text=value))
     if not documents:
         raise DataError(f"--data: {path}: expected text, every 'text' field is empty")
     return documents
+
+
+def _is_unicode(text: str) -> bool:
+    """JSON can spell half of a surrogate pair, which no encoding of text can hold."""
+    return not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def _bytes_of(path: Path) -> bytes:

@@ -14,7 +14,13 @@ import torch
 from numpy.typing import NDArray
 
 from longcat.flash import FlashConfig, FlashModel
-from longcat.optim import GradientMonitor, GradientReading, adamw, warmup_stable_decay
+from longcat.optim import (
+    GradientMonitor,
+    GradientReading,
+    adamw,
+    set_learning_rate,
+    warmup_stable_decay,
+)
 from longcat.router import BiasController, ControllerConfig, router_gradient_ratio
 from longcat.train.batches import Windows
 from longcat.train.errors import RunError
@@ -76,6 +82,7 @@ class Trainer:
             betas=(settings.beta1, settings.beta2),
             eps=settings.eps,
             weight_decay=settings.weight_decay,
+            width_ratio=settings.width_ratio,
         )
         gains = ControllerConfig(
             mu=settings.mu, mu_final=settings.mu_final, decay_steps=settings.mu_steps
@@ -116,9 +123,10 @@ class Trainer:
     @property
     def learning_rate(self) -> float:
         """Of the next step: linear warm-up by steps, a plateau, a linear decay by progress."""
-        planned = self.settings.steps or math.inf
-        warmup = max(1, min(self.settings.warmup_steps, planned // 4))
-        rise = min(1.0, (self.step + 1) / warmup)
+        warmup = self.settings.warmup_steps
+        if self.settings.steps is not None:
+            warmup = min(warmup, self.settings.steps // 4)
+        rise = min(1.0, (self.step + 1) / max(1, warmup))
         fall = warmup_stable_decay(self.progress, warmup=0.0, decay=self.settings.decay)
         return self.settings.lr * rise * fall
 
@@ -163,8 +171,7 @@ class Trainer:
         if reading.norm > settings.grad_clip:
             self._gradients.mul_(settings.grad_clip / reading.norm)
         lr = self.learning_rate
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_learning_rate(self.optimizer, lr)
         self.optimizer.step()
         self._control()
         took = tally["elapsed"]
@@ -223,6 +230,7 @@ class Trainer:
             "ffn_experts_std": variance.sqrt().tolist(),
             "expert_load_max": (load.amax(dim=1) / load.mean(dim=1).clamp(min=1e-9)).tolist(),
             "r_g": self._r_g() if measure else None,
+            "r_g_centred": self._r_g(centred=True) if measure else None,
             "grad_norm": reading.norm,
             "grad_rms": reading.rms,
             "epsilon_meets_gradient": reading.epsilon_meets_gradient,
@@ -240,8 +248,11 @@ class Trainer:
             "cpu_seconds": self.cpu_seconds,
         }
 
-    def _r_g(self) -> list[float] | None:
-        """Per layer; None without FFN experts or without a balance loss."""
+    def _r_g(self, *, centred: bool = False) -> list[float] | None:
+        """Per layer; None without FFN experts or without a balance loss.
+
+        centred leaves out the gradients' mean components, which softmax cancels.
+        """
         router, settings = self.config.router, self.settings
         if router.n_routed_experts == 0 or not settings.balance_weight:
             return None
@@ -249,6 +260,8 @@ class Trainer:
         with_identity = router.zero_expert_num > 0 and router.target_ffn < router.top_k
         frequency = self._tally.balance_f[:, : groups + with_identity] / settings.micro_batches
         return [
-            router_gradient_ratio(pull, f, router, alpha=settings.balance_weight, groups=groups)
+            router_gradient_ratio(
+                pull, f, router, alpha=settings.balance_weight, groups=groups, centred=centred
+            )
             for pull, f in zip(self._tally.pull, frequency, strict=True)
         ]

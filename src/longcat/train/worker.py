@@ -14,20 +14,20 @@ class WorkerTask:
     directory: str
     rank: int
     world: int
-    port: int
+    store: str
 
 
 def main() -> int:
     """Work until rank 0 says stop."""
-    # Ctrl-C reaches the whole process group; rank 0 alone decides what it means.
+    # Rank 0 alone decides what an interruption means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     task = WorkerTask(**json.loads(sys.stdin.read()))
 
-    from longcat.train.exchange import join_store, limit_threads, meet
+    from longcat.train.exchange import limit_threads, meet, open_store
     from longcat.train.loop import work
 
     limit_threads(1)
-    store = join_store(task.port)
+    store = open_store(task.store, task.world)
     store.set(f"arrived-{task.rank}", "yes")
     exchange = meet(store, task.rank, task.world)
     try:

@@ -36,12 +36,15 @@ class Workers:
         self._world = processes
         self._processes: list[subprocess.Popen[str]] = []
         self._logs: list[IO[str]] = []
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
         self.exchange = Exchange()
 
     def __enter__(self) -> "Workers":
         if self._world == 1:
             return self
-        store = open_store()
+        self._folder = tempfile.TemporaryDirectory(prefix="longcat-train-")
+        meeting = str(Path(self._folder.name) / "store")
+        store = open_store(meeting, self._world)
         environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         try:
             for rank in range(1, self._world):
@@ -49,7 +52,7 @@ class Workers:
                     directory=str(self._directory.resolve()),
                     rank=rank,
                     world=self._world,
-                    port=store.port,
+                    store=meeting,
                 )
                 self._start(task, environment)
             self._wait_for(store)
@@ -83,6 +86,7 @@ class Workers:
             stderr=log,
             text=True,
             env=environment,
+            process_group=0,  # Ctrl-C in a terminal is rank 0's alone, from the first moment on
         )
         self._logs.append(log)
         self._processes.append(process)
@@ -118,3 +122,5 @@ class Workers:
         for log in self._logs:
             log.close()
         self._processes, self._logs = [], []
+        if self._folder is not None:
+            self._folder.cleanup()

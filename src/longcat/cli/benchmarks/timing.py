@@ -94,8 +94,8 @@ def _wait() -> None:
         torch.cuda.synchronize()
 
 
-def machine(device: str) -> dict[str, dict[str, str | int]]:
-    """Hardware and versions; nothing that names this machine or its folders."""
+def machine(device: str, *packages: str) -> dict[str, dict[str, str | int]]:
+    """Hardware and versions (of more packages if named); no name of this machine or its folders."""
     hardware: dict[str, str | int] = {
         "cpu": _cpu_name(),
         "cores": os.cpu_count() or 0,
@@ -105,7 +105,7 @@ def machine(device: str) -> dict[str, dict[str, str | int]]:
         hardware["gpu"] = torch.cuda.get_device_name()
         hardware["cuda"] = str(torch.version.cuda)
     versions: dict[str, str | int] = {"python": platform.python_version()}
-    for name in ("longcat-kernels", "torch", "numpy", "triton"):
+    for name in ("longcat-kernels", "torch", "numpy", "triton", *packages):
         try:
             versions[name] = version(name)
         except ModuleNotFoundError:

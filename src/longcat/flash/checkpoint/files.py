@@ -83,7 +83,7 @@ class TensorFiles:
         if absent:
             raise CheckpointError(
                 f"{self.directory} is incomplete: {name_some(absent, 'shard')} named in {INDEX} "
-                "not there; download or copy the checkpoint again"
+                "but missing; download or copy the checkpoint again"
             )
         repeated: Counter[str] = Counter()
         for name in files:
@@ -199,7 +199,9 @@ def _read_weight_map(index: Path) -> dict[str, str]:
 def _read_json_object(file: Path) -> dict[str, Any]:
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{file} is not readable as JSON: {error}; restore the file"
         ) from error
@@ -209,6 +211,10 @@ def _read_json_object(file: Path) -> dict[str, Any]:
 
 
 def _safe_open(file: Path) -> Any:
+    try:
+        file.open("rb").close()  # safetensors calls every refusal of the system a missing file
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror}") from error
     try:
         return safe_open(file, framework="pt")
     except (SafetensorError, OSError) as error:

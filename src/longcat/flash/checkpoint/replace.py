@@ -7,10 +7,11 @@ new shards never carry the name of an old one, so the old index stays valid unti
 replaces it. Files of the old checkpoint that are no longer used go last.
 """
 
+import errno
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from longcat.flash.checkpoint.files import CONFIG, INDEX, SINGLE, read_config
@@ -39,12 +40,14 @@ def replacing(directory: Path, needed_bytes: int) -> Iterator[Path]:
     check_target(directory)
     exists = directory.is_dir()
     stage = directory / ".saving" if exists else directory.parent / f".{directory.name}.saving"
+    absent = [parent for parent in directory.parents if not parent.exists()]
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         # Left behind by a save that was killed.
         shutil.rmtree(stage, ignore_errors=True)
         stage.mkdir()
     except OSError as error:
+        _remove_empty(absent)
         raise _unwritable(directory, error) from error
     try:
         free = shutil.disk_usage(stage).free
@@ -52,7 +55,7 @@ def replacing(directory: Path, needed_bytes: int) -> Iterator[Path]:
             raise CheckpointError(
                 f"cannot write the checkpoint to {directory}: it needs {_size(needed_bytes)} and "
                 f"{_size(free)} are free; nothing was changed: free some space or use another disk"
-            )
+            ) from OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         yield stage
         if exists:
             _commit(stage, directory)
@@ -63,6 +66,7 @@ def replacing(directory: Path, needed_bytes: int) -> Iterator[Path]:
         raise _unwritable(directory, error) from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+        _remove_empty(absent)
 
 
 def check_target(directory: Path) -> None:
@@ -109,6 +113,13 @@ def _commit(stage: Path, directory: Path) -> None:
     shards = [name for name in existing_files(directory) if is_shard(name) and name not in new]
     for name in [*stale, *shards]:
         (directory / name).unlink(missing_ok=True)
+
+
+def _remove_empty(directories: Iterable[Path]) -> None:
+    """Remove those that hold nothing, innermost first: they were made for a save that failed."""
+    for directory in directories:
+        with suppress(OSError):
+            directory.rmdir()
 
 
 def _sync(directory: Path) -> None:

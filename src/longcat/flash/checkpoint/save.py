@@ -1,6 +1,5 @@
 """Write a model as a checkpoint, or one checkpoint as another, without holding a second copy."""
 
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -112,6 +111,7 @@ def export_checkpoint(
         raise CheckpointError(
             f"cannot export {source} onto itself; give another directory for the result"
         )
+    companions = _read_companions(source)
     with open_checkpoint(source) as checkpoint:
         tensors = _export_tensors(checkpoint, format, dtype)
 
@@ -133,9 +133,17 @@ def export_checkpoint(
                 max_shard_bytes=max_shard_bytes,
                 taken=existing_files(directory),
             )
-            for name in COMPANIONS:
-                if (source / name).is_file():
-                    shutil.copyfile(source / name, stage / name)
+            for name, content in companions.items():
+                (stage / name).write_bytes(content)
+
+
+def _read_companions(source: Path) -> dict[str, bytes]:
+    """The files beside the weights, read first: what fails later is the writing."""
+    found = [name for name in COMPANIONS if (source / name).is_file()]
+    try:
+        return {name: (source / name).read_bytes() for name in found}
+    except OSError as error:
+        raise CheckpointError(f"{error.filename} cannot be read: {error.strerror}") from error
 
 
 def _export_tensors(

@@ -137,7 +137,13 @@ class DenseLatentCache:
         return self.layers[0].length
 
     def set_padding(self, valid: Tensor) -> None:
-        """Mark left padding: valid [B, T] bool; tokens past T count as valid."""
+        """Mark left padding: valid [B, T] bool; tokens past T count as valid.
+
+        It replaces what was marked before; where all tokens are valid nothing is marked.
+        """
+        if bool(valid.all()):
+            self.valid = None
+            return
         n = valid.shape[1]
         self.valid = torch.ones(
             valid.shape[0], self.max_tokens, dtype=torch.bool, device=valid.device

@@ -69,6 +69,14 @@ class MLAConfig:
                 f"{self.rope_theta} and {self.latent_norm_eps}"
             )
 
+        scaling = self.rope_scaling or {}
+        kind = scaling.get("rope_type", scaling.get("type", "default"))
+        if kind != "default" and not isinstance(scaling.get("factor"), int | float):
+            raise ValueError(
+                f"attention: rope_scaling of type {kind!r} needs a 'factor', a number; got "
+                f"{scaling.get('factor')!r}"
+            )
+
     @property
     def qk_head_dim(self) -> int:
         """Width of one head's query and key."""

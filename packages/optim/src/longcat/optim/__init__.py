@@ -1,8 +1,10 @@
-"""AdamW at epsilon 1e-16, hidden z-loss, gradient monitor and schedules."""
+"""AdamW at epsilon 1e-16, hidden z-loss, gradient monitor, schedules, growth, width transfer."""
 
-from longcat.optim.adamw import adamw, parameter_groups
+from longcat.optim.adamw import adamw, parameter_groups, set_learning_rate
+from longcat.optim.growth import source_layer, stacked_names, stacked_rows
 from longcat.optim.monitor import GradientMonitor, GradientReading
 from longcat.optim.schedules import warmup_stable_decay
+from longcat.optim.transfer import learning_rate_factor, role_of, variance_factor, width_ratio
 from longcat.optim.z_loss import hidden_z_loss
 
 __all__ = [
@@ -10,6 +12,14 @@ __all__ = [
     "GradientReading",
     "adamw",
     "hidden_z_loss",
+    "learning_rate_factor",
     "parameter_groups",
+    "role_of",
+    "set_learning_rate",
+    "source_layer",
+    "stacked_names",
+    "stacked_rows",
+    "variance_factor",
     "warmup_stable_decay",
+    "width_ratio",
 ]

@@ -10,24 +10,32 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from longcat.optim.transfer import learning_rate_factor, role_of
+
 
 def parameter_groups(
-    named_parameters: Iterable[tuple[str, nn.Parameter]], weight_decay: float
+    named_parameters: Iterable[tuple[str, nn.Parameter]],
+    weight_decay: float,
+    width_ratio: float = 1.0,
 ) -> list[dict[str, object]]:
-    """Two groups: matrices decay; norm weights and biases (one dimension) do not.
+    """Groups by what decays and by learning rate; a group's rate is `lr * group["lr_factor"]`.
 
-    A parameter that two modules share appears once. Frozen parameters are left out.
+    Matrices decay; norm weights and biases (one dimension) do not. A parameter that two modules
+    share appears once. Frozen parameters are left out.
+
+    Args:
+        width_ratio: s of a width transfer; hidden and unembedding matrices then learn at 1/s.
     """
-    decayed: dict[int, nn.Parameter] = {}
-    kept: dict[int, nn.Parameter] = {}
-    for _, parameter in named_parameters:
+    groups: dict[tuple[float, float], dict[int, nn.Parameter]] = {}
+    for name, parameter in named_parameters:
         if parameter.requires_grad:
-            (decayed if parameter.ndim > 1 else kept)[id(parameter)] = parameter
-    groups = [
-        {"params": list(decayed.values()), "weight_decay": weight_decay},
-        {"params": list(kept.values()), "weight_decay": 0.0},
+            decay = weight_decay if parameter.ndim > 1 else 0.0
+            factor = learning_rate_factor(role_of(name, parameter.ndim), width_ratio)
+            groups.setdefault((decay, factor), {})[id(parameter)] = parameter
+    return [
+        {"params": list(members.values()), "weight_decay": decay, "lr_factor": factor}
+        for (decay, factor), members in groups.items()
     ]
-    return [group for group in groups if group["params"]]
 
 
 def adamw(
@@ -37,13 +45,23 @@ def adamw(
     betas: tuple[float, float] = (0.9, 0.95),
     eps: float = 1e-16,
     weight_decay: float = 0.1,
+    width_ratio: float = 1.0,
 ) -> torch.optim.AdamW:
     """An AdamW over the model's trainable parameters; see `reference.adamw_step`.
 
     Args:
-        lr: peak learning rate; a schedule scales each group's `lr`.
+        lr: peak learning rate of the proxy; `set_learning_rate` follows a schedule with it.
         eps: added to sqrt(v); keep it far below the gradient's RMS (`GradientMonitor`).
         weight_decay: per unit of learning rate, on matrices only.
+        width_ratio: target width over the width that `lr` was found at (`longcat.optim.transfer`).
     """
-    groups = parameter_groups(model.named_parameters(), weight_decay)
-    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
+    groups = parameter_groups(model.named_parameters(), weight_decay, width_ratio)
+    optimizer = torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
+    set_learning_rate(optimizer, lr)
+    return optimizer
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give every group its share of `lr`."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_factor", 1.0)

@@ -62,3 +62,11 @@ def hidden_z_loss(last_layer: Array, weight: float) -> float:
 def root_mean_square(values: Array) -> float:
     """sqrt(mean(x^2)); 0 for an empty array."""
     return float(np.sqrt(np.mean(np.square(values)))) if values.size else 0.0
+
+
+def grow(layers: list[Array], times: int) -> list[Array]:
+    """The layers of the grown model, first to last: the whole stack, `times` times over.
+
+    Source: report section 3.1.2, equation 9.
+    """
+    return [layer.copy() for _ in range(times) for layer in layers]

@@ -116,13 +116,20 @@ class BalanceLoss:
 
 
 def router_gradient_ratio(
-    lm_gradient: Tensor, f: Tensor, config: RouterConfig, *, alpha: float, groups: int
+    lm_gradient: Tensor,
+    f: Tensor,
+    config: RouterConfig,
+    *,
+    alpha: float,
+    groups: int,
+    centred: bool = False,
 ) -> float:
     """R_g of one layer; see `longcat.router.reference.router_gradient_ratio`.
 
     Args:
         lm_gradient: [E], the sum over the global batch's tokens of d(main cross entropy)/d(scores).
         f: [D] or [D+1] from `balance_loss` over the same batch.
+        centred: without the mean component of both gradients, which softmax cancels.
 
     Returns:
         alpha * |f of each expert's group| / |lm_gradient|; inf where the denominator is 0.
@@ -135,5 +142,8 @@ def router_gradient_ratio(
         else f.new_zeros(config.zero_expert_num)
     )
     pull = torch.cat([f[:groups].repeat_interleave(n // groups), identity])
-    norm = float(lm_gradient.to(torch.float64).norm())
+    lm_gradient = lm_gradient.to(torch.float64)
+    if centred:
+        pull, lm_gradient = pull - pull.mean(), lm_gradient - lm_gradient.mean()
+    norm = float(lm_gradient.norm())
     return alpha * float(pull.norm()) / norm if norm > 0 else float("inf")

@@ -48,7 +48,7 @@ class RouterConfig:
                 "router: routed_scaling_factor must be a positive number; got "
                 f"{self.routed_scaling_factor}"
             )
-        if self.expected_ffn_experts is None or n == 0:
+        if self.expected_ffn_experts is None:
             return
         k_e = self.expected_ffn_experts
         if not 0 < k_e <= min(k, n) or k - k_e > z:

@@ -12,8 +12,8 @@ K_I sum(e) + K_P e + K_D (e_t - e_{t-1}).
 The published law is the integral term alone, K_I = mu. The report does not publish mu. Scores (and
 so biases) and errors are both of the order 1/(N+Z), hence mu is a pure number that carries over
 between sizes: with mu = 1 an expert that is idle gains its whole fair share of score in a step
-(fast, rings at large N); 0.1 takes a few hundred steps and is smooth. The default decays from one
-to the other.
+(fast, rings at large N); 0.1 takes a few hundred steps and is smooth. With `decay_steps` mu falls
+from one to the other.
 
 Source: report section 2.1.1, equation 2.
 """
@@ -85,13 +85,15 @@ class BiasController:
         return g.mu + (g.mu_final - g.mu) * done
 
     def expert_error(self, counts: Tensor) -> Tensor:
-        """e [L, E] in fractions of all slots, from counts [L, E]; 0 for identity experts."""
+        """e [L, E] in fractions of all slots, from counts [L, E].
+
+        0 for identity experts, and for all experts of a layer without tokens.
+        """
         n = self.router.n_routed_experts
         total = counts.sum(dim=-1, keepdim=True).clamp(min=1)
         share = self.router.target_ffn / (self.router.top_k * max(n, 1))
         error = share - counts.to(torch.float64) / total
         error[:, n:] = 0.0
-        # A layer that saw no token says nothing about its experts.
         return error * (counts.sum(dim=-1, keepdim=True) > 0)
 
     def update(self, bias: Tensor, counts: Tensor) -> Tensor:
@@ -112,16 +114,20 @@ class BiasController:
                 )
         if self.router.n_routed_experts == 0 or self.frozen:
             return bias
-        now = self.expert_error(counts.cpu())
+        counts = counts.cpu()
+        now = self.expert_error(counts)
         before, earlier = self.error, self.previous_error
         delta = (
             self.mu * now
             + self.gains.k_p * (now - before)
             + self.gains.k_d * (now - 2 * before + earlier)
         )
-        self.error, self.previous_error = now, before
+        # A layer that saw no token says nothing: neither its bias nor its history moves.
+        seen = counts.sum(dim=-1, keepdim=True) > 0
+        self.error = torch.where(seen, now, before)
+        self.previous_error = torch.where(seen, before, earlier)
         self.step += 1
-        return (bias.to(torch.float64) + delta.to(bias.device)).to(bias.dtype)
+        return (bias.to(torch.float64) + (delta * seen).to(bias.device)).to(bias.dtype)
 
     def state_dict(self) -> dict[str, Any]:
         """Step, freeze flag and error history: all that `update` depends on."""

@@ -61,7 +61,8 @@ def route(
 
 
 def expert_error(counts: Counts, *, n_ffn: int, top_k: int, target_ffn: float) -> Array:
-    """How far each expert is below its share of slots, e [..., E]; 0 for identity experts.
+    """How far each expert is below its share of slots, e [..., E]; 0 for identity experts, and
+    for all experts of a layer without tokens.
 
     $$e_i = \\frac{K_e}{K N} - \\frac{T_i}{\\sum_j T_j}$$
 
@@ -70,8 +71,9 @@ def expert_error(counts: Counts, *, n_ffn: int, top_k: int, target_ffn: float) -
     """
     error = np.zeros(counts.shape, dtype=np.float64)
     total = counts.sum(axis=-1, keepdims=True)
-    if n_ffn and np.all(total > 0):
-        error[..., :n_ffn] = target_ffn / (top_k * n_ffn) - counts[..., :n_ffn] / total
+    if n_ffn:
+        below = target_ffn / (top_k * n_ffn) - counts[..., :n_ffn] / np.maximum(total, 1)
+        error[..., :n_ffn] = np.where(total > 0, below, 0.0)
     return error
 
 
@@ -145,7 +147,7 @@ def group_of_expert(n_ffn: int, n_experts: int, groups: int) -> Counts:
 
 
 def router_gradient_ratio(
-    lm_gradient: Array, f: Array, *, alpha: float, n_ffn: int, groups: int
+    lm_gradient: Array, f: Array, *, alpha: float, n_ffn: int, groups: int, centred: bool = False
 ) -> float:
     """R_g, the balance loss's pull on the mean expert probabilities against the LM loss's.
 
@@ -155,11 +157,15 @@ def router_gradient_ratio(
         lm_gradient: [E], the sum over tokens of dL_LM/ds_t (the same perturbation added to every
             token's probability vector), L_LM being the main cross entropy alone.
         f: [G] selected-slot frequencies of the same batch; (grad_P L_LB)_i = f of i's group.
+        centred: take the mean over experts from both gradients first. Softmax cancels that
+            component, so it moves no weight, and at exact balance nothing else is left of L_LB's.
 
     Source: report section 3.1.3 (the convention for the gradient is this project's).
     """
     group = group_of_expert(n_ffn, len(lm_gradient), groups)
     padded = np.append(f, 0.0) if len(f) == groups else f
     pull = alpha * padded[group]
+    if centred:
+        pull, lm_gradient = pull - pull.mean(), lm_gradient - lm_gradient.mean()
     norm = float(np.linalg.norm(lm_gradient))
     return float(np.linalg.norm(pull)) / norm if norm > 0 else float("inf")

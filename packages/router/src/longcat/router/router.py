@@ -4,6 +4,8 @@ Notable:
 - the classifier and the bias stay float32 (float64 in a float64 model) under `.half()`,
   `.to(torch.bfloat16)` and autocast: a bfloat16 router flips choices and loses the controller's
   small steps;
+- FSDP's mixed precision casts what it gathers, so the router must be a unit of its own there,
+  `fully_shard(router)`; `forward` refuses a half-precision classifier;
 - the bias is a buffer: the controller writes it, no gradient reaches it;
 - counts are taken once per forward, without padding.
 
@@ -78,7 +80,8 @@ class Router(nn.Module):
         """Route u [..., D]; token_mask [...] is True for real tokens, False for padding.
 
         Raises:
-            ValueError: when the last dimension is not hidden_size, or the mask's shape differs.
+            ValueError: when the last dimension is not hidden_size, the mask's shape differs, or
+                the classifier was cast to half precision.
         """
         if u.shape[-1] != self.config.hidden_size:
             raise ValueError(
@@ -92,6 +95,11 @@ class Router(nn.Module):
             )
         flat = u.reshape(-1, u.shape[-1])
         weight = self.classifier.weight
+        if weight.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"router: the classifier must be float32 or float64; got {weight.dtype}. Under "
+                "FSDP's mixed precision make the router a unit of its own: fully_shard(router)"
+            )
         # Autocast would turn this product into bfloat16 whatever the operands are.
         with torch.autocast(device_type=flat.device.type, enabled=False):
             logits = linear(flat.to(weight.dtype), weight)

@@ -45,17 +45,13 @@ def decode_batch(
     attention_mask[B,T] is True (or 1) on real tokens; padding must be on the left.
     Raises ValueError for padding elsewhere, and whatever `decode` raises for a row's prompt.
     """
-    ids = input_ids.to("cpu", torch.long)
-    if ids.ndim != 2 or ids.numel() == 0:
-        raise ValueError(
-            f"decode_batch: input_ids must be a non-empty [batch, tokens], got {list(ids.shape)}"
-        )
-    mask = _left_padded(ids, attention_mask)
-    lengths = mask.sum(1).tolist()
-    for row, length in zip(ids.tolist(), lengths, strict=True):
-        check_prompt(model, row[len(row) - length :], params.max_tokens)
+    rows = unpadded(input_ids, attention_mask)
+    for row in rows:
+        check_prompt(model, row, params.max_tokens)
 
+    ids, mask = pad_left(rows, pad_token_id)
     batch, width = ids.shape
+    lengths = [len(row) for row in rows]
     seed = fresh_seed() if params.seed is None else params.seed
     seeds = [(seed + row) % 2**64 for row in range(batch)]
     padded = not bool(mask.all())
@@ -79,19 +75,24 @@ def decode_batch(
     return torch.stack(generated, dim=1)
 
 
-def _left_padded(ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """The mask as bool[B,T], all True when none is given; checked to be padding then tokens."""
+def unpadded(input_ids: Tensor, attention_mask: Tensor | None) -> list[list[int]]:
+    """The real tokens of each row of input_ids[B,T]; padding must be on the left.
+
+    Raises ValueError for ids or a mask of another shape, and for padding after a real token.
+    """
+    ids = input_ids.to("cpu", torch.long)
+    if ids.ndim != 2 or ids.numel() == 0:
+        raise ValueError(f"input_ids must be a non-empty [batch, tokens], got {list(ids.shape)}")
     if attention_mask is None:
-        return torch.ones_like(ids, dtype=torch.bool)
+        return [[int(token) for token in row] for row in ids.tolist()]
     mask = attention_mask.to("cpu", torch.bool)
     if mask.shape != ids.shape:
         raise ValueError(
-            f"decode_batch: attention_mask {list(mask.shape)} must have the shape of input_ids "
-            f"{list(ids.shape)}"
+            f"attention_mask {list(mask.shape)} must have the shape of input_ids {list(ids.shape)}"
         )
     if bool((mask[:, :-1] & ~mask[:, 1:]).any()):
         raise ValueError(
-            "decode_batch: attention_mask has padding after a real token; "
+            "attention_mask has padding after a real token; "
             "pad on the left (longcat.serve.pad_left does)"
         )
-    return mask
+    return [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)]

@@ -12,7 +12,8 @@ One step, with g drafts:
 
 What is emitted are always the target's own choices x_i, drawn with noise keyed by (seed,
 position) that the draft shares (`longcat.serve.reference`). So the text is the same for any
-draft head, and a bad head costs speed, never correctness.
+draft head, and a bad head costs speed, never correctness. (To rounding: a pass over g+1 tokens
+may break a near-tie otherwise than g+1 passes; `longcat.kernels.exact()` excludes that.)
 
 Source: report section 2.4 (head, acceptance) and section 5 (speculative decoding).
 """

@@ -45,7 +45,7 @@ def mla_decode(
     Raises:
         ValueError: an operand of the wrong shape, dtype or device, or T > S without a mask.
 
-    Source: report eq. 6 and 7; absorption as in section 4 (inference).
+    Source: report eq. 6 and 7; absorption as in section 5 (inference).
     """
     op = "mla_decode"
     check_together(op, q_latent=q_latent, q_rope=q_rope, latent=latent, k_rope=k_rope, mask=mask)

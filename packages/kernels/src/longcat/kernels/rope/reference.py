@@ -76,6 +76,8 @@ def rope_frequencies(
             "rope: yarn scaling needs 'original_max_position_embeddings' and 'factor' (or the "
             f"model's maximum position to derive it from), got {dict(scaling)}"
         )
+    if not factor > 0:
+        raise ValueError(f"rope: the factor of yarn scaling must be positive, got {factor}")
     keep = 1.0 - _ramp(rope_dim, theta, float(original), scaling)
     mixed = plain / factor * (1.0 - keep) + plain * keep
     return mixed.astype(np.float32), _attention_factor(float(factor), scaling)

@@ -1,0 +1,62 @@
+"""Large matrix products on a CPU, by oneDNN where that is faster than torch's default.
+
+torch multiplies float32 matrices with MKL, which uses 256-bit vectors on CPUs that are not Intel's;
+oneDNN, in the same torch, uses 512-bit vectors wherever there are any: twice as fast on such a
+machine, and as fast as MKL on an Intel one (`longcat bench train` measures both).
+
+The first product of a new shape costs oneDNN about half a millisecond of code generation. So small
+products stay with MKL, and callers with ever new row counts round them to BLOCK (`blocks`).
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+BLOCK = 32  # row counts are rounded to multiples of this where they vary
+SMALLEST = 2**23  # multiply-adds from which the faster product pays for the slower call
+
+
+def takes(rows: Tensor, weight: Tensor) -> bool:
+    """Whether `times_transposed` is the faster product of rows [..., I] and weight [O, I].
+
+    Only of plain float32 tensors on a CPU, outside autocast; tensor subclasses keep to torch's own
+    operators.
+    """
+    return (
+        rows.dtype == weight.dtype == torch.float32
+        and rows.device.type == weight.device.type == "cpu"
+        and rows.numel() * weight.shape[0] >= SMALLEST
+        and rows.numel() >= BLOCK * rows.shape[-1]
+        and type(rows) in (Tensor, nn.Parameter)
+        and type(weight) in (Tensor, nn.Parameter)
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+        and available()
+    )
+
+
+@cache
+def available() -> bool:
+    """Whether this torch has oneDNN and this CPU the vectors that make it worth the while."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    return torch.backends.mkldnn.is_available() and capability.startswith("AVX512")
+
+
+def times_transposed(rows: Tensor, weight: Tensor) -> Tensor:
+    """rows [M, I] @ weight [O, I]^T -> [M, O], without autograd; either may be transposed."""
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, None, "none", [], "")
+    return product
+
+
+def add_gram(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total [I, J] = left [M, I]^T @ right [M, J], for ever new M: whole blocks, then the rest."""
+    whole = left.shape[0] // BLOCK * BLOCK
+    if whole:
+        total.copy_(times_transposed(left[:whole].t(), right[:whole].t()))
+    else:
+        total.zero_()
+    if whole < left.shape[0]:
+        total.add_(left[whole:].t() @ right[whole:])

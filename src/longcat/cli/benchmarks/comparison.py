@@ -1,0 +1,78 @@
+"""The rows of `longcat bench train`: steps and matrix products, timed in turns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from longcat.cli.benchmarks import memory, timing, train
+from longcat.cli.benchmarks.document import Row, rounded
+from longcat.flash import FlashConfig
+
+STEP = (
+    "forward, backward and fused AdamW on a fresh batch of 8 x 256 tokens, from the same weights, "
+    "which gave the same loss"
+)
+PEAK = (
+    "the fastest 2048 x 2048 product of its precision, timed in turns with the steps; a step's "
+    "GFLOP/s are model operations over its whole time"
+)
+MEMORY = "resident at its highest over two steps, each form in a process of its own, less imports"
+PRODUCT = "product, "
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """One shape in one precision: the products that set the peak, and the steps."""
+
+    peaks: list[Row]
+    rows: list[Row]
+
+
+def compare(config: FlashConfig, precision: str, rounds: int, *, with_theirs: bool) -> Comparison:
+    """Time every form of the step and the products in turns, then measure the steps' memory.
+
+    Raises:
+        ValueError: the forms compute different losses.
+    """
+    forms = train.forms(precision, compare=with_theirs)
+    held = {name: memory.peak_bytes(form, config) for name, form in forms.items()}
+    steps = train.steps(config, precision, compare=with_theirs)
+    ours = next(iter(steps))
+    operations = train.model_operations(config, steps[ours].model)
+    products = train.products(precision)
+    turns: dict[str, Callable[[], object]] = {PRODUCT + name: run for name, run in products.items()}
+    timings = timing.interleaved({**turns, **steps}, rounds=rounds, device="cpu")
+    speed = {name: 2 * train.SIZE**3 / timings[PRODUCT + name].median for name in products}
+    theirs = [timings[name].median for name in steps if name != ours]
+    rows: list[Row] = []
+    for name in steps:
+        taken = timings[name]
+        rate = operations / taken.median
+        figures = {
+            "s": taken.median,
+            "spread_%": 100 * taken.spread,
+            "wall_s": taken.wall,
+            "tokens/s": train.BATCH * train.TOKENS / taken.median,
+            "GFLOP/s": rate / 1e9,
+            "%_of_peak": 100 * rate / max(speed.values()),
+            "%_of_torch_matmul": 100 * rate / speed["torch"],
+            "peak_MB": held[name] / 1e6,
+        }
+        if theirs:
+            # Against whichever of theirs is the fastest.
+            figures["x_transformers"] = min(theirs) / taken.median
+        rows.append({"form": name, **rounded(figures)})
+    peaks: list[Row] = [
+        {
+            "product": name,
+            **rounded(
+                {
+                    "GFLOP/s": value / 1e9,
+                    "spread_%": 100 * timings[PRODUCT + name].spread,
+                }
+            ),
+        }
+        for name, value in speed.items()
+    ]
+    return Comparison(peaks=peaks, rows=rows)

@@ -1,0 +1,145 @@
+"""`longcat evaluate`: what a checkpoint is worth on text and on questions."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from longcat.cli.models import MODEL_DEFAULT, MODEL_HELP, find_model
+
+if TYPE_CHECKING:
+    from longcat.train.corpus import Document
+
+_HELD_OUT = Path("data") / "held_out.jsonl"
+
+
+def command(
+    model: Annotated[str | None, typer.Option(help=MODEL_HELP, show_default=MODEL_DEFAULT)] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Text to score, whole: as in longcat train.",
+            show_default="the run's held-out text, else that of the standard library",
+        ),
+    ] = None,
+    window: Annotated[int, typer.Option(min=2, help="Tokens of context per window.")] = 256,
+    mtp: Annotated[bool, typer.Option("--mtp", help="Measure the draft head too.")] = False,
+    prompts: Annotated[int, typer.Option(min=1, help="Prompts that --mtp continues.")] = 64,
+    choices: Annotated[
+        Path | None, typer.Option(help="A .jsonl of multiple-choice questions.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Score a checkpoint: bits per byte, FFN experts by kind, drafts, questions.
+
+    Example: longcat evaluate --model runs/quickstart --mtp
+    """
+    from longcat.flash import FlashModel
+    from longcat.flash.tokenizer import Tokenizer
+    from longcat.train.acceptance import measure_acceptance
+    from longcat.train.choices import answer_questions, read_questions
+    from longcat.train.classes import by_kind
+    from longcat.train.evaluate import compressed_bits_per_byte, evaluate
+    from longcat.train.exchange import limit_threads
+
+    questions = None if choices is None else read_questions(choices)
+    found = find_model(model)
+    source, documents = _documents(found.directory, data)
+    flash = FlashModel.from_pretrained(found.directory).eval()
+    tokenizer = Tokenizer.load(found.directory)
+    limit_threads(1)
+    held_out = evaluate(flash, tokenizer, documents, window=min(window, flash.max_position))
+    document: dict[str, Any] = {
+        "model": str(found.directory),
+        "text": source,
+        "documents": len(documents),
+        "bytes": held_out.text_bytes,
+        "tokens": int(held_out.is_text.sum()),
+        "loss": held_out.loss,
+        "bits_per_byte": held_out.bits_per_byte,
+        "compressors": compressed_bits_per_byte(documents),
+        "ffn_experts_target": flash.config.router.target_ffn,
+        "ffn_experts_mean": held_out.ffn_mean,
+        "ffn_experts_std": held_out.ffn_std,
+        "kinds": [asdict(kind) for kind in by_kind(held_out, tokenizer)],
+        "mtp": None,
+        "choices": None,
+    }
+    if mtp:
+        acceptance = measure_acceptance(flash, held_out.ids, prompts=prompts)
+        if acceptance is None:
+            raise ValueError(f"--mtp: {found.directory} has no draft head, or too little text")
+        document["mtp"] = {
+            **asdict(acceptance),
+            "acceptance": acceptance.rate,
+            "acceptance_without_repeats": acceptance.fresh_rate,
+        }
+    if questions is not None:
+        document["choices"] = asdict(answer_questions(flash, tokenizer, questions))
+    if as_json:
+        typer.echo(json.dumps(document, indent=2))
+    else:
+        _print(document)
+
+
+def _documents(directory: Path, data: list[str] | None) -> tuple[str, "list[Document]"]:
+    """What to score, and in words where it is from."""
+    from longcat.train.corpus import Document
+    from longcat.train.sources import named, read_corpus, read_documents
+
+    if data:
+        return named(data), read_documents(data)[0]
+    kept = directory / _HELD_OUT
+    if kept.is_file() and kept.stat().st_size:
+        lines = kept.read_text(encoding="utf-8").splitlines()
+        return "the run's held-out text", [Document(**json.loads(line)) for line in lines]
+    corpus = read_corpus([])
+    return f"held-out part of {corpus.source}", list(corpus.held_out)
+
+
+def _print(document: dict[str, Any]) -> None:
+    """The same figures as lines."""
+    from rich.table import Table
+
+    from longcat.cli.ui.theme import make_console
+
+    console = make_console()
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    compressors = ", ".join(f"{name} {bits:.3f}" for name, bits in document["compressors"].items())
+    means = ", ".join(f"{mean:.2f}" for mean in document["ffn_experts_mean"])
+    table.add_row("model", document["model"])
+    table.add_row(
+        "text",
+        f"{document['text']}: {document['bytes']:,} bytes in {document['documents']} documents",
+    )
+    table.add_row("bits per byte", f"{document['bits_per_byte']:.3f} ({compressors})")
+    table.add_row("loss", f"{document['loss']:.3f} nats per token")
+    table.add_row(
+        "FFN experts", f"{means} per token and layer; target {document['ffn_experts_target']:g}"
+    )
+    kinds = ", ".join(f"{k['kind']} {k['ffn_experts']:.2f}" for k in document["kinds"])
+    table.add_row("by kind", kinds)
+    if document["mtp"]:
+        table.add_row("drafts accepted", _drafts(document["mtp"]))
+    if document["choices"]:
+        scored = document["choices"]
+        table.add_row(
+            "questions",
+            f"{scored['accuracy']:.1%} right of {scored['questions']}, "
+            f"{scored['accuracy_per_byte']:.1%} per byte; chance {scored['chance']:.1%}",
+        )
+    console.print(table)
+
+
+def _drafts(mtp: dict[str, Any]) -> str:
+    def percent(rate: float | None) -> str:
+        return "none" if rate is None else f"{rate:.1%}"
+
+    return (
+        f"{percent(mtp['acceptance'])}, and {percent(mtp['acceptance_without_repeats'])} where no "
+        f"5-gram repeats; {mtp['tokens_per_step']:.2f} tokens per pass, {mtp['prompts']} prompts"
+    )
