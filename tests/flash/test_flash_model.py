@@ -235,6 +235,7 @@ def test_initialisation_is_reproducible_and_scales_with_fan_in():
     ("tokens", "mask", "words"),
     [
         (torch.zeros(3, dtype=torch.int64), None, r"input_ids must be \[B,T\]"),
+        (torch.zeros(1, 3), None, "input_ids must be integers; got torch.float32"),
         (torch.zeros(1, 97, dtype=torch.int64), None, "97 tokens are more than"),
         (torch.full((1, 2), 61), None, "token ids must lie in 0..60; got 61"),
         (torch.full((1, 2), -1), None, "got -1"),

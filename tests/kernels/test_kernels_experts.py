@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from longcat.kernels import experts, onednn, use_backend
-from longcat.kernels.experts import by_expert, eager, reference
+from longcat.kernels import experts, use_backend
+from longcat.kernels.experts import eager, reference
 
 # rows per expert, D, F; widths that grouped_mm takes and widths that it refuses
 SHAPES = [
@@ -131,50 +131,3 @@ def test_offsets_shifted_by_one_row_are_caught(randn, check):
     shifted = torch.tensor([2, 7], dtype=torch.int32)
     want = _definition(x, gate_up, down, offsets)
     assert check.error(experts(x, gate_up, down, shifted), want) > 0.01
-
-
-needs_onednn = pytest.mark.skipif(not onednn.available(), reason="no 512-bit vectors, or no oneDNN")
-RAGGED = [[40, 0, 65, 3, 100], [7, 0, 9], [0, 0, 32]]
-
-
-def _by_expert(operands, offsets, pull):
-    operands = [tensor.detach().clone().requires_grad_() for tensor in operands]
-    y = by_expert.experts(*operands, offsets)
-    return [y, *torch.autograd.grad(y, operands, pull.to(y.dtype))]
-
-
-@needs_onednn
-@pytest.mark.parametrize("rows", RAGGED)
-def test_expert_after_expert_agrees_with_float64_and_so_do_its_gradients(randn, check, rows):
-    *operands, offsets = _operands(randn, rows, 24, 16)
-    pull = randn(sum(rows), 24)
-    wide = [tensor.clone().requires_grad_() for tensor in operands]
-    y = eager.experts(*wide, offsets)
-    wanted = [y, *torch.autograd.grad(y, wide, pull)]
-    got = _by_expert([tensor.float() for tensor in operands], offsets, pull)
-    for one, want in zip(got, wanted, strict=True):
-        assert check.error(one, want) <= check.bound(torch.float32, 100)
-    # The control: rows handed to the neighbouring expert are seen.
-    offsets[:-1] += 1
-    shifted = _by_expert([tensor.float() for tensor in operands], offsets, pull)
-    assert max(check.error(a, b) for a, b in zip(shifted, wanted, strict=True)) > 1e-2
-
-
-@needs_onednn
-def test_expert_after_expert_keeps_float32_gradients_under_autocast(randn, check):
-    *operands, offsets = _operands(randn, RAGGED[0], 24, 16)
-    x, gate_up, down = (tensor.float() for tensor in operands)
-    pull = randn(*x.shape)
-    got = _by_expert([x.bfloat16(), gate_up, down], offsets, pull)
-    assert [tensor.dtype for tensor in got] == [torch.bfloat16] * 2 + [torch.float32] * 2
-    wanted = _by_expert([x, gate_up, down], offsets, pull)
-    for one, want in zip(got, wanted, strict=True):
-        assert check.error(one, want) <= check.bound(torch.bfloat16, 4)
-
-
-def test_expert_after_expert_is_for_many_rows_on_a_cpu(randn):
-    x, gate_up = randn(64, 256).float(), randn(2, 256, 256).float()
-    assert by_expert.takes(x, gate_up) == onednn.available()
-    assert not by_expert.takes(x.double(), gate_up.double())
-    assert not by_expert.takes(x[:40], gate_up)
-    assert not by_expert.takes(x.bfloat16(), gate_up.bfloat16())

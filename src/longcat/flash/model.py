@@ -138,6 +138,8 @@ class FlashModel(nn.Module):
         return self.lm_head(drafted), drafted
 
     def _check(self, input_ids: Tensor, attention_mask: Tensor | None, past: int) -> None:
+        if input_ids.is_floating_point() or input_ids.dtype == torch.bool:
+            raise ValueError(f"model: input_ids must be integers; got {input_ids.dtype}")
         if input_ids.ndim != 2:
             raise ValueError(f"model: input_ids must be [B,T]; got {tuple(input_ids.shape)}")
         total = past + input_ids.shape[1]

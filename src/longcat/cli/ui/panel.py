@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 _REDRAWS_PER_SECOND = 4
 _SECONDS_BETWEEN_LINES = 5.0
-_WIDE = 90  # columns from which two plots stand beside each other
+_WIDE = 76  # columns from which two plots stand beside each other
+_TALL = 30  # lines from which plots take their full height
 _WARMING_UP = 5  # steps that are left out of the speed shown
 
 
@@ -138,10 +139,11 @@ class Watcher:
     def _panel(self) -> RenderableType:
         last, history = self._history[-1], self._history
         # The frame is as wide as the whole run, so that the curves grow into it.
+        tall = self._console.height >= _TALL
         length = max(len(history), round(len(history) / max(self._progress, 1e-6)))
         loss = Line(
             {"loss": _smoothed([r["loss"] for r in history])},
-            height=7,
+            height=7 if tall else 5,
             title="loss (nats per token)",
             length=length,
         )
@@ -152,23 +154,29 @@ class Watcher:
                 for i in range(min(layers, 4))
             },
             self._target,
-            height=7,
+            height=7 if tall else 5,
             title="FFN experts per token",
             length=length,
         )
         load = (self._measured or last).get("expert_load") or []
         bars = [
-            Bars(one, target=1.0, height=4, title=f"load per expert, layer {i + 1} (1 = mean)")
+            Bars(one, target=1.0, height=4 if tall else 3, title=f"load, layer {i + 1} (1 = mean)")
             for i, one in enumerate(load[:2])
         ]
         parts: list[RenderableType] = [
             self._headline(last),
+            self._bar(),
             *self._beside(loss, experts),
             *self._beside(*bars),
-            ProgressBar(total=1.0, completed=min(1.0, self._progress)),
         ]
         place = str(self._session.directory.path)
         return Panel(Group(*parts), title=f"longcat train · {place}", title_align="left")
+
+    def _bar(self) -> RenderableType:
+        # A bar ends no line of its own accord; a grid's row does.
+        row = Table.grid(expand=True)
+        row.add_row(ProgressBar(total=1.0, completed=min(1.0, self._progress)))
+        return row
 
     def _beside(self, *plots: RenderableType) -> list[RenderableType]:
         """The plots beside each other where there is room, below each other elsewhere."""

@@ -4,8 +4,8 @@ torch multiplies float32 matrices with MKL, which uses 256-bit vectors on CPUs t
 oneDNN, in the same torch, uses 512-bit vectors wherever there are any: twice as fast on such a
 machine, and as fast as MKL on an Intel one (`longcat bench train` measures both).
 
-The first product of a new shape costs oneDNN about half a millisecond of code generation. So small
-products stay with MKL, and callers with ever new row counts round them to BLOCK (`blocks`).
+The first product of a new shape costs oneDNN about half a millisecond of code generation, so small
+products and few rows stay with MKL.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-BLOCK = 32  # row counts are rounded to multiples of this where they vary
+FEWEST_ROWS = 32
 SMALLEST = 2**23  # multiply-adds from which the faster product pays for the slower call
 
 
@@ -29,7 +29,7 @@ def takes(rows: Tensor, weight: Tensor) -> bool:
         rows.dtype == weight.dtype == torch.float32
         and rows.device.type == weight.device.type == "cpu"
         and rows.numel() * weight.shape[0] >= SMALLEST
-        and rows.numel() >= BLOCK * rows.shape[-1]
+        and rows.numel() >= FEWEST_ROWS * rows.shape[-1]
         and type(rows) in (Tensor, nn.Parameter)
         and type(weight) in (Tensor, nn.Parameter)
         and not torch.is_autocast_enabled("cpu")
@@ -49,14 +49,3 @@ def times_transposed(rows: Tensor, weight: Tensor) -> Tensor:
     """rows [M, I] @ weight [O, I]^T -> [M, O], without autograd; either may be transposed."""
     product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, None, "none", [], "")
     return product
-
-
-def add_gram(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total [I, J] = left [M, I]^T @ right [M, J], for ever new M: whole blocks, then the rest."""
-    whole = left.shape[0] // BLOCK * BLOCK
-    if whole:
-        total.copy_(times_transposed(left[:whole].t(), right[:whole].t()))
-    else:
-        total.zero_()
-    if whole < left.shape[0]:
-        total.add_(left[whole:].t() @ right[whole:])

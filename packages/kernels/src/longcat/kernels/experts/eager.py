@@ -1,8 +1,4 @@
-"""The FFN experts on sorted rows in eager torch.
-
-A GPU never waits for the host, so nothing here loops over experts; on a CPU a loop that keeps each
-expert's rows in cache is faster (by_expert.py).
-"""
+"""The FFN experts on sorted rows in eager torch, without a Python loop over experts."""
 
 from __future__ import annotations
 
@@ -10,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from longcat.kernels.experts import by_expert
 from longcat.kernels.operands import autocast_dtype
 from longcat.kernels.swiglu import eager as swiglu_eager
 
@@ -23,11 +18,7 @@ def experts(x_sorted: Tensor, gate_up: Tensor, down: Tensor, offsets: Tensor) ->
     """
     dtype = autocast_dtype(x_sorted)
     if dtype is not None:
-        x_sorted = x_sorted.to(dtype)
-    if x_sorted.shape[0] and gate_up.shape[0] and by_expert.takes(x_sorted, gate_up):
-        return by_expert.experts(x_sorted, gate_up, down, offsets)
-    if dtype is not None:
-        gate_up, down = gate_up.to(dtype), down.to(dtype)
+        x_sorted, gate_up, down = x_sorted.to(dtype), gate_up.to(dtype), down.to(dtype)
     if x_sorted.shape[0] == 0 or gate_up.shape[0] == 0:
         return _nothing(x_sorted, gate_up, down)
     both = _grouped_linear(x_sorted, gate_up, offsets)
