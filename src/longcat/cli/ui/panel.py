@@ -160,7 +160,7 @@ class Watcher:
         )
         load = (self._measured or last).get("expert_load") or []
         bars = [
-            Bars(one, target=1.0, height=4 if tall else 3, title=f"load, layer {i + 1} (1 = mean)")
+            Bars(one, target=1.0, height=4 if tall else 3, title=f"load per expert, layer {i + 1}")
             for i, one in enumerate(load[:2])
         ]
         parts: list[RenderableType] = [
