@@ -15,6 +15,7 @@ from longcat.train.growth import grow_model, grow_run
 from longcat.train.loop import Silent, begin, make_trainer, run
 from longcat.train.metrics import read_metrics
 from longcat.train.prepare import prepare, reopen
+from longcat.train.session import finish, resume_run, train_run
 from longcat.train.snapshot import read_snapshot
 
 
@@ -86,6 +87,18 @@ def test_a_grown_run_goes_on_training(small, kit, tmp_path):
     name = "mlps.0.gate_proj.weight"
     # Both copies of a layer see different inputs, so they part with the first step.
     assert not torch.equal(state[f"model.layers.0.{name}"], state[f"model.layers.2.{name}"])
+
+
+def test_the_report_of_a_grown_run_shows_layers_of_both_sizes(small, tmp_path):
+    grow_run(small.path, tmp_path / "grown", 2)
+    session = resume_run(tmp_path / "grown", {"steps": 6}, processes=1, say=lambda _: None)
+    trainer, interrupted = train_run(session, Silent())
+    assert not interrupted
+    summary = finish(session, trainer, say=lambda _: None)
+    assert len(summary["held_out"]["ffn_experts_mean"]) == 4
+    report = (tmp_path / "grown" / "report.html").read_text()
+    assert "layer 2" in report
+    assert "layer 4" in report
 
 
 def test_a_bare_checkpoint_is_grown_without_state(small, tmp_path):

@@ -67,7 +67,8 @@ def _points(
     for record in records:
         value = record.get(name)
         if layer is not None and value is not None:
-            value = value[layer]
+            # A grown run has fewer layers in its first records.
+            value = value[layer] if layer < len(value) else None
         if value is not None:
             found.append((float(record["tokens"]), float(value)))
     return found
@@ -215,7 +216,7 @@ def _drafts(summary: Summary, records: Sequence[Record]) -> str:
 
 
 def _stability(records: Sequence[Record]) -> str:
-    layers = next((len(r["r_g"]) for r in records if r["r_g"]), 0)
+    layers = max((len(r["r_g"]) for r in records if r["r_g"]), default=0)
     ratio = line_chart(
         {f"R_g, layer {i + 1}": _points(records, "r_g", i) for i in range(layers)},
         x_label="tokens",

@@ -6,6 +6,7 @@ Notable:
 - the panel only looks: what it shows is in metrics.jsonl.
 """
 
+import math
 import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -150,7 +151,7 @@ class Watcher:
         layers = len(last["ffn_experts_mean"])
         experts = Line(
             {
-                f"layer {i + 1}": _smoothed([r["ffn_experts_mean"][i] for r in history])
+                f"layer {i + 1}": layer_curve([r["ffn_experts_mean"] for r in history], i)
                 for i in range(min(layers, 4))
             },
             self._target,
@@ -265,6 +266,12 @@ def _heat(console: Console, heat: list[dict[str, Any]]) -> None:
         unit="FFN experts",
     )
     console.print(Panel(shade, title="held-out text, shaded by compute", title_align="left"))
+
+
+def layer_curve(rows: list[list[float]], layer: int) -> list[float]:
+    """One layer's smoothed figure per step; NaN, a gap, before a grown run had that layer."""
+    known = [row[layer] for row in rows if layer < len(row)]
+    return [math.nan] * (len(rows) - len(known)) + _smoothed(known)
 
 
 def _smoothed(values: list[float]) -> list[float]:
