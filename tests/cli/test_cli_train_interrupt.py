@@ -18,10 +18,10 @@ def place(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_saves_and_says_how_to_go_on(place, number):
+def started(place):
+    """A training run of two processes, long enough to be interrupted, in a session of its own."""
     arguments = ["--data", "text.txt", "--out", "run", "--steps", "100000", *SMALL]
-    process = subprocess.Popen(
+    return subprocess.Popen(
         [sys.executable, "-m", "longcat.cli.main", "train", "--processes", "2", *arguments],
         cwd=place,
         stdout=subprocess.PIPE,
@@ -29,6 +29,11 @@ def test_an_interrupt_saves_and_says_how_to_go_on(place, number):
         text=True,
         start_new_session=True,
     )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_saves_and_says_how_to_go_on(place, number):
+    process = started(place)
     metrics = place / "run" / "metrics.jsonl"
     for _ in range(600):
         if metrics.is_file() and metrics.read_text().count("\n") >= 3:
@@ -47,15 +52,7 @@ def test_an_interrupt_saves_and_says_how_to_go_on(place, number):
 
 
 def test_an_interrupt_while_workers_start_is_an_interrupt_too(place):
-    arguments = ["--data", "text.txt", "--out", "run", "--steps", "100000", *SMALL]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "longcat.cli.main", "train", "--processes", "2", *arguments],
-        cwd=place,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    process = started(place)
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("╰"):  # the card is complete; what follows is starting the workers
