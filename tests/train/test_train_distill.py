@@ -5,8 +5,12 @@ import pytest
 import torch
 
 from longcat.flash import FlashModel
+from longcat.train.directory import RunDirectory
 from longcat.train.distill import DistillSettings, distill_loss, distill_mtp
 from longcat.train.errors import RunError
+from longcat.train.loop import Silent, begin
+from longcat.train.prepare import prepare
+from longcat.train.session import finish, resume_run, train_run
 
 SETTINGS = {"steps": 12, "window": 24, "prompt": 8, "pool": 12, "refresh": 2, "lr": 5e-3}
 
@@ -60,6 +64,25 @@ def test_the_teacher_of_position_i_is_the_model_at_i_plus_1(kit, monkeypatch, la
     assert bool(agreement.all()) is agrees
     entropy = torch.distributions.Categorical(logits=output.logits[:, 1:-1]).entropy().mean()
     assert (abs(loss.item() - entropy.item()) < 1e-5) is agrees
+
+
+def test_a_run_publishes_the_taught_head_and_keeps_the_trained_one_to_go_on_from(kit, tmp_path):
+    directory = RunDirectory(tmp_path / "run")
+    prepared = prepare(directory, kit.corpus(), kit.settings(steps=2), kit.config())
+    begin(directory, prepared)
+    wanted = {"distill_steps": 3}
+    session = resume_run(directory.path, wanted, processes=1, say=lambda _: None)
+    trainer, _ = train_run(session, Silent())
+    summary = finish(session, trainer, say=lambda _: None)
+    assert summary["distilled"]["settings"]["steps"] == 3
+    published, snapshot = (
+        FlashModel.from_pretrained(f).state_dict() for f in (directory.path, directory.latest())
+    )
+    moved = {n for n, t in snapshot.items() if not torch.equal(t, published[n])}
+    assert moved
+    assert all(n.startswith("model.mtp.") for n in moved)
+    trained = trainer.model.state_dict()
+    assert all(torch.equal(t, trained[n]) for n, t in snapshot.items())
 
 
 def test_what_cannot_be_distilled_is_named(kit):

@@ -175,8 +175,7 @@ def _train(
             hidden = model(ids).hidden
         ids = torch.cat([ids, pool.ids[chosen]])
         hidden = torch.cat([hidden, pool.hidden[chosen]])
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=False):
-            loss, agreement = distill_loss(model, ids, hidden, s.temperature)
+        loss, agreement = distill_loss(model, ids, hidden, s.temperature)
         if not math.isfinite(loss.item()):
             raise RunError(f"distill: the loss is not finite at step {step + 1}; lower its lr")
         loss.backward()

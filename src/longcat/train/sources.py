@@ -63,13 +63,7 @@ def _read_item(item: str) -> tuple[list[Document], int]:
     if not matches:
         wanted = "files that match" if glob.has_magic(item) else "a file, a folder or a glob at"
         raise DataError(f"--data: expected {wanted} {item!r}, found nothing; check the path")
-    documents: list[Document] = []
-    skipped = 0
-    for match in matches:
-        found, left_out = _read_item(match)
-        documents += found
-        skipped += left_out
-    return documents, skipped
+    return read_documents(matches)
 
 
 def _read_folder(folder: Path) -> tuple[list[Document], int]:
