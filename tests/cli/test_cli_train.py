@@ -170,23 +170,23 @@ def test_a_full_disk_is_exit_code_1_and_one_sentence(place, capsys, monkeypatch)
 
 
 def test_the_quickstart_keeps_finished_runs_and_goes_on_with_interrupted_ones(place, capsys):
-    from longcat.cli.train import QUICKSTART_OUT, _place
+    from longcat.cli.training import QUICKSTART_OUT, find_place
     from longcat.cli.ui.theme import make_console
 
     console = make_console(width=200)
-    assert _place(None, {}, False, True, console) == (QUICKSTART_OUT, False)
+    assert find_place(None, {}, False, True, console) == (QUICKSTART_OUT, False)
     interrupted = place / QUICKSTART_OUT / "state" / "step-00000010"
     interrupted.mkdir(parents=True)
-    assert _place(None, {}, False, True, console) == (QUICKSTART_OUT, True)
+    assert find_place(None, {}, False, True, console) == (QUICKSTART_OUT, True)
     (place / QUICKSTART_OUT / "run.json").write_text("{}")
-    assert _place(None, {}, False, True, console)[0].name == "quickstart-2"
+    assert find_place(None, {}, False, True, console)[0].name == "quickstart-2"
     assert "is kept as it is" in capsys.readouterr().out
 
 
 def test_the_quickstart_trains_for_less_than_five_minutes():
-    from longcat.cli.train import _settings
+    from longcat.cli.training import chosen_settings
 
-    settings = _settings({}, quickstart=True)
+    settings = chosen_settings({}, quickstart=True)
     assert settings.time_budget < 300
     assert settings.preset == "nano"
     assert settings.data == ()

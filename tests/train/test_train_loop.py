@@ -115,8 +115,8 @@ def test_every_token_is_counted_once_in_each_layer(kit):
     trainer = kit.trainer()
     trainer.train_step()
     tokens = 4 * 24
-    assert trainer._tally.counts.sum(dim=1).tolist() == [tokens * 4] * 2  # top-4
-    assert trainer._tally["tokens"] == tokens
+    assert trainer.tally.counts.sum(dim=1).tolist() == [tokens * 4] * 2  # top-4
+    assert trainer.tally["tokens"] == tokens
     assert trainer.tokens_seen == tokens
 
 

@@ -61,7 +61,7 @@ def test_control_a_wrong_way_to_share_the_work_would_be_noticed(kit, mutant, mon
             super().__init__(0, 2)
 
         def sum_(self, tensor):
-            is_row = tensor.numel() == rank0._tally.row.numel()
+            is_row = tensor.numel() == rank0.tally.row.numel()
             other = other_row if is_row else other_gradient
             if mutant == "own counts only" and is_row:
                 return

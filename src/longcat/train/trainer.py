@@ -16,16 +16,16 @@ from numpy.typing import NDArray
 from longcat.flash import FlashConfig, FlashModel
 from longcat.optim import (
     GradientMonitor,
-    GradientReading,
     adamw,
     set_learning_rate,
     warmup_stable_decay,
 )
-from longcat.router import BiasController, ControllerConfig, router_gradient_ratio
+from longcat.router import BiasController, ControllerConfig
 from longcat.train.batches import Windows
 from longcat.train.errors import RunError
 from longcat.train.exchange import Exchange
 from longcat.train.metrics import Record
+from longcat.train.readings import record
 from longcat.train.settings import TrainSettings
 from longcat.train.step import (
     count_targets,
@@ -95,7 +95,7 @@ class Trainer:
         self.stop_asked = False
         self._token_bytes = token_bytes
         self._monitor = GradientMonitor(settings.eps)
-        self._tally = Tally(config, settings.balance_groups)
+        self.tally = Tally(config, settings.balance_groups)
         self._gradients = self._flat_gradients()
         self._clock = (time.perf_counter(), time.process_time())
 
@@ -144,7 +144,7 @@ class Trainer:
             RunError: when the loss or the gradient is no finite number; the weights are then
                 still those of the step before.
         """
-        settings, tally = self.settings, self._tally
+        settings, tally = self.settings, self.tally
         measure = self.step % settings.measure_every == 0
         tally.clear()
         self._gradients.zero_()
@@ -180,15 +180,15 @@ class Trainer:
         self.seconds += took
         self.cpu_seconds += tally["cpu_seconds"]
         self.stop_asked = tally["stop"] > 0
-        return self._record(reading, lr, took, measure)
+        return record(self, reading, lr=lr, took=took, measured=measure)
 
     def _tell_clocks(self, stop: bool) -> None:
         """Rank 0's wall time and everybody's processor time since the last step's end."""
         wall, cpu = time.perf_counter(), time.process_time()
-        self._tally.add("cpu_seconds", cpu - self._clock[1])
+        self.tally.add("cpu_seconds", cpu - self._clock[1])
         if self.exchange.rank == 0:
-            self._tally.add("elapsed", wall - self._clock[0])
-            self._tally.add("stop", float(stop))
+            self.tally.add("elapsed", wall - self._clock[0])
+            self.tally.add("stop", float(stop))
         self._clock = (wall, cpu)
 
     @torch.no_grad()
@@ -196,7 +196,7 @@ class Trainer:
         """Move the router biases by the counts of the global batch."""
         routers = [layer.mlp.router for layer in self._layers()]
         bias = torch.stack([router.e_score_correction_bias for router in routers])
-        fresh = self.controller.update(bias, self._tally.counts.round().to(torch.int64))
+        fresh = self.controller.update(bias, self.tally.counts.round().to(torch.int64))
         for router, row in zip(routers, fresh, strict=True):
             router.e_score_correction_bias.copy_(row)
 
@@ -204,64 +204,9 @@ class Trainer:
         return list(self.model.model.layers)
 
     def _check_finite(self, norm: float) -> None:
-        if not math.isfinite(self._tally["nll"]) or not math.isfinite(norm):
+        if not math.isfinite(self.tally["nll"]) or not math.isfinite(norm):
             raise RunError(
                 f"train: the loss or its gradient is not finite at step {self.step + 1} (loss "
-                f"{self._tally['nll'] / max(1, self._tally['targets'])}, gradient norm {norm}); "
+                f"{self.tally['nll'] / max(1, self.tally['targets'])}, gradient norm {norm}); "
                 "start again with a lower --lr"
             )
-
-    def _record(self, reading: GradientReading, lr: float, took: float, measure: bool) -> Record:
-        tally, settings = self._tally, self.settings
-        tokens, router = tally["tokens"], self.config.router
-        mean = tally.ffn / tokens
-        variance = (tally.ffn_squared / tokens - mean**2).clamp(min=0)
-        load = tally.counts[:, : max(1, router.n_routed_experts)]
-        loss = tally["nll"] / tally["targets"]
-        has_mtp = bool(settings.mtp_weight)
-        return {
-            "step": self.step,
-            "tokens": self.tokens_seen,
-            "loss": loss,
-            "bits_per_byte": tally["nll"] / math.log(2) / max(1.0, tally["bytes"]),
-            "lr": lr,
-            "tokens_per_s": tokens / took if took > 0 else None,
-            "ffn_experts_mean": mean.tolist(),
-            "ffn_experts_std": variance.sqrt().tolist(),
-            "expert_load_max": (load.amax(dim=1) / load.mean(dim=1).clamp(min=1e-9)).tolist(),
-            "r_g": self._r_g() if measure else None,
-            "r_g_centred": self._r_g(centred=True) if measure else None,
-            "grad_norm": reading.norm,
-            "grad_rms": reading.rms,
-            "epsilon_meets_gradient": reading.epsilon_meets_gradient,
-            "hidden_rms": math.sqrt(tally["hidden_squared"] / tally["hidden_count"]),
-            "z_loss": tally["z"] / settings.micro_batches,
-            "balance_loss": (tally.balance / settings.micro_batches).tolist(),
-            "mtp_loss": tally["mtp_nll"] / max(1, tally["mtp_targets"]) if has_mtp else None,
-            "mtp_acceptance": tally["agreed"] / settings.micro_batches
-            if has_mtp and measure
-            else None,
-            "expert_load": (load / load.mean(dim=1, keepdim=True).clamp(min=1e-9)).tolist()
-            if measure
-            else None,
-            "seconds": self.seconds,
-            "cpu_seconds": self.cpu_seconds,
-        }
-
-    def _r_g(self, *, centred: bool = False) -> list[float] | None:
-        """Per layer; None without FFN experts or without a balance loss.
-
-        centred leaves out the gradients' mean components, which softmax cancels.
-        """
-        router, settings = self.config.router, self.settings
-        if router.n_routed_experts == 0 or not settings.balance_weight:
-            return None
-        groups = settings.balance_groups
-        with_identity = router.zero_expert_num > 0 and router.target_ffn < router.top_k
-        frequency = self._tally.balance_f[:, : groups + with_identity] / settings.micro_batches
-        return [
-            router_gradient_ratio(
-                pull, f, router, alpha=settings.balance_weight, groups=groups, centred=centred
-            )
-            for pull, f in zip(self._tally.pull, frequency, strict=True)
-        ]

@@ -1,0 +1,119 @@
+"""What `longcat train` decides before and says after: place, settings, the last line of output."""
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from longcat.cli.models import RUNS, newest_run
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from longcat.train import Session, TrainSettings
+    from longcat.train.summary import Summary
+
+DEFAULT_STEPS = 1000
+# Both phases together stay below five minutes on two free cores.
+QUICKSTART_SECONDS = 225.0
+QUICKSTART_DISTILL_STEPS = 120
+QUICKSTART_OUT = RUNS / "quickstart"
+
+
+def worker_count(processes: str) -> int | None:
+    """The number given to --processes; None for auto."""
+    if processes == "auto":
+        return None
+    if not processes.isdigit() or int(processes) < 1:
+        raise typer.BadParameter(f"--processes must be a positive number or auto; got {processes}")
+    return int(processes)
+
+
+def find_place(
+    out: Path | None, wanted: dict[str, Any], resume: bool, quickstart: bool, console: "Console"
+) -> tuple[Path, bool]:
+    """The run's directory, and whether to go on with what is in it."""
+    from longcat.train import RunError
+    from longcat.train.directory import free_directory
+    from longcat.train.session import is_unfinished
+
+    if resume:
+        place = out or newest_run(RUNS)
+        if place is None:
+            raise RunError(
+                f"resume: there is no run under ./{RUNS}; name one with --out DIR, or start one "
+                "without --resume"
+            )
+        return place, True
+    if quickstart:
+        place = out or QUICKSTART_OUT
+        if is_unfinished(place):
+            console.print(f"{place} was interrupted: going on with it", style="note")
+            wanted.pop("data", None)
+            return place, True
+        free = free_directory(place)
+        if free != place:
+            console.print(f"{place} is kept as it is; this run goes to {free}", style="note")
+        return free, False
+    return out or free_directory(RUNS / str(wanted.get("preset", "nano"))), False
+
+
+def chosen_settings(wanted: dict[str, Any], quickstart: bool) -> "TrainSettings":
+    """What was asked for, over the defaults that depend on each other."""
+    from longcat.flash import FlashConfig
+    from longcat.train import RunError, TrainSettings
+    from longcat.train.settings import default_lr
+
+    if wanted.get("precision") not in (None, "auto", "bf16", "float32", "float64"):
+        raise RunError(
+            f"train: --precision must be float32, bf16 or float64; got {wanted['precision']}"
+        )
+    preset = FlashConfig.preset(wanted.get("preset", "nano"))
+    defaults: dict[str, Any] = {
+        "vocab_size": preset.vocab_size,
+        "lr": default_lr(wanted.get("width") or preset.hidden_size),
+    }
+    if "steps" not in wanted and "time_budget" not in wanted:
+        defaults |= {"time_budget": QUICKSTART_SECONDS} if quickstart else {"steps": DEFAULT_STEPS}
+    if quickstart:
+        defaults["distill_steps"] = QUICKSTART_DISTILL_STEPS
+    if "batch_size" in wanted and wanted["batch_size"] % 2:
+        defaults["micro_batches"] = 1
+    return TrainSettings(**{**defaults, **wanted})
+
+
+def short(summary: "Summary") -> dict[str, Any]:
+    """The last line of standard output: the run's figures without texts and tables."""
+    held_out, mtp = summary["held_out"] or {}, summary["mtp"] or {}
+    loss = summary["loss"]
+    return {
+        "directory": summary["directory"],
+        "finished": summary["finished"],
+        "steps": summary["steps"],
+        "tokens": summary["tokens"],
+        "seconds": round(summary["seconds"], 2),
+        "cpu_seconds": round(summary["cpu_seconds"], 2),
+        "processes": summary["processes"],
+        "total_parameters": summary["parameters"]["total"],
+        "loss": loss if loss is not None and math.isfinite(loss) else None,
+        "bits_per_byte": held_out.get("bits_per_byte"),
+        "held_out_bytes": held_out.get("bytes"),
+        "compressors": held_out.get("compressors"),
+        "ffn_experts_mean": held_out.get("ffn_experts_mean"),
+        "ffn_experts_target": summary["ffn_experts_target"],
+        "mtp_acceptance": mtp.get("acceptance"),
+        "mtp_acceptance_without_repeats": mtp.get("acceptance_without_repeats"),
+        "report": f"{summary['directory']}/report.html",
+    }
+
+
+def interruption(session: "Session", step: int) -> dict[str, Any]:
+    """The last line of output of a run that was interrupted."""
+    place = str(session.directory.path)
+    return {
+        "directory": place,
+        "finished": False,
+        "steps": step,
+        "resume": f"longcat train --resume --out {place}",
+    }

@@ -1,0 +1,82 @@
+"""One step's metrics line, from the sums of the global batch.
+
+Names are those of metrics.jsonl. Everything is a ratio of sums, so that the line is the same
+however the batch was cut into micro-batches and processes.
+
+Source: report sections 2.1.1, 2.1.2, 3.1.3.
+"""
+
+import math
+from typing import TYPE_CHECKING
+
+from longcat.optim import GradientReading
+from longcat.router import router_gradient_ratio
+from longcat.train.metrics import Record
+
+if TYPE_CHECKING:
+    from longcat.train.trainer import Trainer
+
+
+def record(
+    trainer: "Trainer", reading: GradientReading, *, lr: float, took: float, measured: bool
+) -> Record:
+    """The metrics line of the step that was just made.
+
+    Args:
+        reading: the gradient's norm and scale. lr: learning rate used. took: seconds of wall time.
+        measured: whether R_g and the draft head's agreement were measured on this step.
+    """
+    tally, settings = trainer.tally, trainer.settings
+    tokens, router = tally["tokens"], trainer.config.router
+    mean = tally.ffn / tokens
+    variance = (tally.ffn_squared / tokens - mean**2).clamp(min=0)
+    load = tally.counts[:, : max(1, router.n_routed_experts)]
+    loss = tally["nll"] / tally["targets"]
+    has_mtp = bool(settings.mtp_weight)
+    return {
+        "step": trainer.step,
+        "tokens": trainer.tokens_seen,
+        "loss": loss,
+        "bits_per_byte": tally["nll"] / math.log(2) / max(1.0, tally["bytes"]),
+        "lr": lr,
+        "tokens_per_s": tokens / took if took > 0 else None,
+        "ffn_experts_mean": mean.tolist(),
+        "ffn_experts_std": variance.sqrt().tolist(),
+        "expert_load_max": (load.amax(dim=1) / load.mean(dim=1).clamp(min=1e-9)).tolist(),
+        "r_g": _r_g(trainer) if measured else None,
+        "r_g_centred": _r_g(trainer, centred=True) if measured else None,
+        "grad_norm": reading.norm,
+        "grad_rms": reading.rms,
+        "epsilon_meets_gradient": reading.epsilon_meets_gradient,
+        "hidden_rms": math.sqrt(tally["hidden_squared"] / tally["hidden_count"]),
+        "z_loss": tally["z"] / settings.micro_batches,
+        "balance_loss": (tally.balance / settings.micro_batches).tolist(),
+        "mtp_loss": tally["mtp_nll"] / max(1, tally["mtp_targets"]) if has_mtp else None,
+        "mtp_acceptance": tally["agreed"] / settings.micro_batches
+        if has_mtp and measured
+        else None,
+        "expert_load": (load / load.mean(dim=1, keepdim=True).clamp(min=1e-9)).tolist()
+        if measured
+        else None,
+        "seconds": trainer.seconds,
+        "cpu_seconds": trainer.cpu_seconds,
+    }
+
+
+def _r_g(trainer: "Trainer", *, centred: bool = False) -> list[float] | None:
+    """Per layer; None without FFN experts or without a balance loss.
+
+    centred leaves out the gradients' mean components, which softmax cancels.
+    """
+    router, settings = trainer.config.router, trainer.settings
+    if router.n_routed_experts == 0 or not settings.balance_weight:
+        return None
+    groups = settings.balance_groups
+    with_identity = router.zero_expert_num > 0 and router.target_ffn < router.top_k
+    frequency = trainer.tally.balance_f[:, : groups + with_identity] / settings.micro_batches
+    return [
+        router_gradient_ratio(
+            pull, f, router, alpha=settings.balance_weight, groups=groups, centred=centred
+        )
+        for pull, f in zip(trainer.tally.pull, frequency, strict=True)
+    ]
