@@ -134,6 +134,8 @@ def test_a_finished_run_can_be_made_longer(finished, tmp_path, capsys):
         (["--preset", "longcat-flash"], "choose a smaller preset"),
         (["--resume", "--out", "nowhere"], "found none; start one"),
         (["--resume"], "there is no run under ./runs"),
+        (["--from-step", "4"], "--from-step goes with --resume"),
+        (["--keep", "0"], "--keep must be positive"),
         (["--out", "text.txt"], "text.txt is a file"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -52,6 +52,18 @@ def command(
     save_every: Annotated[
         int | None, typer.Option(help="Steps between snapshots.", show_default="200")
     ] = None,
+    keep: Annotated[
+        int | None,
+        typer.Option(help="Newest snapshots to keep, beside the best one.", show_default="2"),
+    ] = None,
+    from_step: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="With --resume: go on from this kept snapshot; later ones are removed.",
+            show_default="the newest",
+        ),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     batch_size: Annotated[
         int | None, typer.Option(help="Windows per step.", show_default="8")
@@ -111,6 +123,7 @@ def command(
         "time_budget": time_budget,
         "seed": seed,
         "save_every": save_every,
+        "keep": keep,
         "batch_size": batch_size,
         "seq_len": seq_len,
         "lr": lr,
@@ -128,9 +141,11 @@ def command(
     workers = worker_count(processes)
     if transfer_from is not None and (resume or quickstart):
         raise ValueError("train: --transfer-from begins a run; leave out --resume and --quickstart")
+    if from_step is not None and not resume:
+        raise ValueError("train: --from-step goes with --resume --out DIR")
     place, resume = find_place(out, wanted, resume, quickstart, console)
     if resume:
-        session = resume_run(place, wanted, processes=workers, say=say)
+        session = resume_run(place, wanted, processes=workers, from_step=from_step, say=say)
     else:
         settings = (
             chosen_settings(wanted, quickstart)

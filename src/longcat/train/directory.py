@@ -3,10 +3,12 @@
     DIR/config.json, model.safetensors, tokenizer.json, ...   the newest checkpoint, complete
     DIR/metrics.jsonl                                         one object per step
     DIR/data/                                                 ids and held-out text of this run
-    DIR/state/step-00000200/                                  the newest snapshot: the checkpoint
-                                                              and all that resuming needs
+    DIR/state/step-00000200/                                  a snapshot: the checkpoint and all
+                                                              that resuming needs; the highest
+                                                              number is the newest
 A snapshot is written under a temporary name, synced, and renamed as a whole; then its checkpoint
-files are linked into DIR, each replacing its predecessor in one step; then older snapshots go.
+files are linked into DIR, each replacing its predecessor in one step; then older snapshots go,
+each under a temporary name first, so that half of one is never taken for a snapshot.
 So a kill or a full disk at any moment leaves the previous snapshot or the new one, never a
 mixture, and resuming reads model and optimizer from the same folder.
 """
@@ -15,7 +17,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -99,8 +101,33 @@ class RunDirectory:
             )
         return snapshots[-1][1]
 
-    def save(self, step: int, write: Callable[[Path], None]) -> Path:
+    def at(self, step: int) -> Path:
+        """The snapshot of that step.
+
+        Raises:
+            RunError: when it was not kept, with the steps that were.
+        """
+        there = dict(self.snapshots())
+        if step not in there:
+            raise RunError(
+                f"resume: {self.path} has no snapshot of step {step}; it has kept those of steps "
+                f"{sorted(there)}"
+            )
+        return there[step]
+
+    def save(
+        self,
+        step: int,
+        write: Callable[[Path], None],
+        *,
+        keep: int = 1,
+        best: Callable[[], int | None] = lambda: None,
+    ) -> Path:
         """Write a snapshot atomically; `write(folder)` puts all its files into a new folder.
+
+        Args:
+            keep: how many of the newest stay. best: asked afterwards for the step of one more
+                that stays, whatever its age.
 
         Raises:
             RunError: when the disk is full or cannot be written; the last snapshot stands.
@@ -121,10 +148,30 @@ class RunDirectory:
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-        for old_step, old in self.snapshots():
-            if old_step < step:
-                shutil.rmtree(old, ignore_errors=True)
+        kept_anyway = best()
+        for old_step, old in self.snapshots()[:-keep]:
+            if old_step != kept_anyway:
+                self._remove(old)
         return final
+
+    def rewind(self, step: int) -> Path:
+        """Remove the snapshots after `step`, so that this one is the newest, and return it.
+
+        Raises:
+            RunError: when there is no snapshot of that step; nothing is removed then.
+        """
+        self.at(step)
+        for later_step, later in reversed(self.snapshots()):
+            if later_step > step:
+                self._remove(later)
+        return self.restore()
+
+    def _remove(self, snapshot: Path) -> None:
+        """Whole, or not at all for those who look: the name goes before the files do."""
+        doomed = snapshot.with_name(f"{_TEMPORARY}{snapshot.name}")
+        with suppress(OSError):  # what cannot be removed does no harm by staying
+            os.rename(snapshot, doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
 
     def publish(self, snapshot: Path) -> None:
         """Put the snapshot's checkpoint files into the run directory, each in one step."""

@@ -7,6 +7,7 @@ goes on where the small run stood, with a deeper model.
 Source: report section 3.1.2 (equation 9; "all training states" are kept).
 """
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -110,3 +111,7 @@ def _write_grown(model: FlashModel, snapshot: Path, folder: Path, times: int) ->
     for file in snapshot.iterdir():
         if file.name not in carried:
             shutil.copyfile(file, folder / file.name)
+    # What was remembered to judge the next step by was the small model's.
+    path = folder / "trainer.json"
+    state = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(state | {"mean_loss": None, "history": {}}, indent=1), "utf-8")

@@ -19,6 +19,7 @@ from longcat.train.metrics import MetricsWriter, Record
 from longcat.train.prepare import Prepared, reopen
 from longcat.train.snapshot import read_snapshot, write_snapshot
 from longcat.train.trainer import Trainer
+from longcat.train.watch.keep import best_step, mean_losses
 
 
 class Observer(Protocol):
@@ -117,7 +118,12 @@ def seconds_left(trainer: Trainer) -> float | None:
 
 
 def _save(directory: RunDirectory, trainer: Trainer, prepared: Prepared) -> None:
-    directory.save(trainer.step, lambda folder: write_snapshot(trainer, prepared.tokenizer, folder))
+    directory.save(
+        trainer.step,
+        lambda folder: write_snapshot(trainer, prepared.tokenizer, folder),
+        keep=prepared.settings.keep,
+        best=lambda: best_step(mean_losses(directory)),
+    )
 
 
 @contextmanager

@@ -208,7 +208,8 @@ def card(
         Row(
             label="saves",
             value=f"every {settings.save_every} steps",
-            why="Ctrl-C saves too; a killed run goes on from the last save",
+            why=f"the newest {settings.keep} and the best stay; Ctrl-C saves too; a killed run "
+            "goes on from the last",
         ),
     ]
     return rows

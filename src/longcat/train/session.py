@@ -27,11 +27,12 @@ from longcat.train.snapshot import read_settings
 from longcat.train.sources import read_corpus
 from longcat.train.summary import Summary, summarise
 from longcat.train.trainer import Trainer
+from longcat.train.watch.keep import kept
 from longcat.train.workers import Workers
 
 Say = Callable[[str], None]
 # What may differ when a run is resumed: how long, how often, never what was already computed with.
-CHANGEABLE = ("steps", "time_budget", "save_every", "distill_steps")
+CHANGEABLE = ("steps", "time_budget", "save_every", "keep", "distill_steps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,24 +84,31 @@ def open_run(
 
 
 def resume_run(
-    out: Path, wanted: dict[str, Any], *, processes: int | None = None, say: Say
+    out: Path,
+    wanted: dict[str, Any],
+    *,
+    processes: int | None = None,
+    from_step: int | None = None,
+    say: Say,
 ) -> Session:
     """The run in `out`, at its newest snapshot.
 
     Args:
         wanted: settings given explicitly; only those in CHANGEABLE may differ from the run's.
+        from_step: go on from this kept snapshot instead; the later ones are removed.
 
     Raises:
         RunError: no run there, or a setting that cannot be changed on the way.
     """
     directory = RunDirectory(out)
-    saved = read_settings(directory.latest())
+    chosen = directory.latest() if from_step is None else directory.at(from_step)
+    saved = read_settings(chosen)
     settings = _merged(saved, wanted)
     count, why = choose_processes(processes, settings.micro_batches)
     limit_threads(1)
     say("reading the run")
+    snapshot = directory.restore() if from_step is None else directory.rewind(from_step)
     prepared = replace(reopen(directory), settings=settings)
-    snapshot = directory.restore()
     if settings != saved:
         # Other processes read the settings from the snapshot; so does the next resume.
         directory.replace_settings(snapshot, settings.to_json())
@@ -136,6 +144,7 @@ def finish(session: Session, trainer: Trainer, *, say: Say) -> Summary:
         "seconds": trainer.seconds,
         "cpu_seconds": trainer.cpu_seconds,
         "processes": session.processes,
+        "snapshots": kept(session.directory),
     }
     if training["finished"] and session.prepared.settings.distill_steps:
         training["distilled"] = _distil_head(session, say)

@@ -41,7 +41,9 @@ class TrainSettings:
         width_ratio: width over that of the run whose `lr` this is; hidden and output matrices
             learn at lr / width_ratio (`longcat.optim.transfer`). 1 without a transfer.
         distill_steps: steps of the MTP-only phase after training; 0 leaves it out.
-        save_every: steps between snapshots. measure_every: steps between measurements of R_g.
+        save_every: steps between snapshots. keep: how many of the newest stay, beside the one with
+            the lowest running mean of the training loss.
+        measure_every: steps between measurements of R_g.
 
     Raises:
         RunError: for settings that contradict each other.
@@ -76,6 +78,7 @@ class TrainSettings:
     width_ratio: float = 1.0
     distill_steps: int = 0
     save_every: int = 200
+    keep: int = 2
     measure_every: int = 20
 
     def __post_init__(self) -> None:
@@ -90,6 +93,7 @@ class TrainSettings:
             "--batch-size": self.batch_size,
             "--seq-len": self.seq_len,
             "--save-every": self.save_every,
+            "--keep": self.keep,
             "--lr": self.lr,
             "measure_every": self.measure_every,
             "--width": 1 if self.width is None else self.width,

@@ -34,6 +34,7 @@ from longcat.train.step import (
     parameter_dtype,
 )
 from longcat.train.tally import Tally
+from longcat.train.watch.history import History
 
 
 class Trainer:
@@ -48,6 +49,7 @@ class Trainer:
         step: optimizer steps done. tokens_seen: tokens trained on.
         seconds, cpu_seconds: training time so far, of the wall and of all processes together,
             resumed parts included. stop_asked: rank 0 wants to end after the current step.
+        history: the last steps' loss and gradient norm.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class Trainer:
             mu=settings.mu, mu_final=settings.mu_final, decay_steps=settings.mu_steps
         )
         self.controller = BiasController(config.router, config.num_layers, gains)
+        self.history = History()
         self.step = 0
         self.tokens_seen = 0
         self.seconds = 0.0
@@ -180,7 +183,9 @@ class Trainer:
         self.seconds += took
         self.cpu_seconds += tally["cpu_seconds"]
         self.stop_asked = tally["stop"] > 0
-        return record(self, reading, lr=lr, took=took, measured=measure)
+        line = record(self, reading, lr=lr, took=took, measured=measure)
+        self.history.add(line["loss"], reading.norm)
+        return line
 
     def _tell_clocks(self, stop: bool) -> None:
         """Rank 0's wall time and everybody's processor time since the last step's end."""
