@@ -91,7 +91,9 @@ def test_control_another_mtp_objective_is_noticed(kit, monkeypatch, mutant):
     want = by_hand(model, trainer.windows.batch(0), settings)
     drafted = trainer.model.mtp
     norm = trainer.model.model.norm.weight
-    monkeypatch.setattr(trainer.model, "mtp", lambda h, ids: drafted(h / norm, ids))
+    monkeypatch.setattr(
+        trainer.model, "mtp", lambda h, *more, **named: drafted(h / norm, *more, **named)
+    )
     trainer.train_step()
     got = dict(trainer.model.named_parameters())
     name = "model.mtp.layers.0.eh_proj.weight"

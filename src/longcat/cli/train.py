@@ -71,6 +71,10 @@ def command(
     seq_len: Annotated[
         int | None, typer.Option(help="Tokens per window.", show_default="256")
     ] = None,
+    document_mask: Annotated[
+        bool | None,
+        typer.Option("--document-mask", help="Documents of a window do not see each other."),
+    ] = None,
     lr: Annotated[
         float | None, typer.Option(help="Peak learning rate.", show_default="4e-3 x 128/width")
     ] = None,
@@ -126,6 +130,7 @@ def command(
         "keep": keep,
         "batch_size": batch_size,
         "seq_len": seq_len,
+        "document_mask": document_mask,
         "lr": lr,
         "vocab_size": vocab_size,
         "precision": precision,

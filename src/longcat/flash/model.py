@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from longcat.attention import DenseLatentCache, KeyMask
+from longcat.attention import DenseLatentCache
 from longcat.flash.config import FlashConfig
 from longcat.flash.errors import ConfigError
+from longcat.flash.places import find_places
 from longcat.flash.stack import FlashOutput, FlashStack
 from longcat.kernels import Linear
 from longcat.moe import MoERecord
@@ -62,6 +63,7 @@ class FlashModel(nn.Module):
         output_router: bool = False,
         *,
         cache: DenseLatentCache | None = None,
+        document_ids: Tensor | None = None,
     ) -> FlashOutput:
         """Logits for every position.
 
@@ -71,6 +73,9 @@ class FlashModel(nn.Module):
                 Without one, the padding that the cache already knows of holds.
             output_router: return every layer's Routing.
             cache: from `new_cache`; the tokens are appended to it.
+            document_ids: [B,T] integers for documents packed into one row, a run of equal ids
+                being one document: attention stays inside each, whose positions start at 0. -1
+                marks padding anywhere, which nobody attends to and no expert counts.
 
         Raises:
             ValueError: for ids outside the vocabulary, a sequence longer than the maximum, or a
@@ -78,19 +83,16 @@ class FlashModel(nn.Module):
         """
         past = 0 if cache is None else cache.length
         self._check(input_ids, attention_mask, past)
-        valid = self._valid(attention_mask, cache, past + input_ids.shape[1])
-        positions = self._positions(input_ids, valid, past)
-        token_mask = None if valid is None else valid[:, past:]
-        key_mask = None if valid is None or cache is not None else KeyMask(valid)
+        places = find_places(input_ids, attention_mask, document_ids, cache, past)
         x = self.model.embed_tokens(input_ids)
         records: list[MoERecord] = []
         for i, layer in enumerate(self.model.layers):
             caches = (
-                (key_mask, key_mask)
+                (places.visible, places.visible)
                 if cache is None
                 else (cache.layers[2 * i], cache.layers[2 * i + 1])
             )
-            x, record = layer(x, positions, caches, token_mask)
+            x, record = layer(x, places.positions, caches, places.token_mask)
             records.append(record)
         hidden = self.model.norm(x)
         return FlashOutput(
@@ -110,6 +112,7 @@ class FlashModel(nn.Module):
         attention_mask: Tensor | None = None,
         *,
         cache: DenseLatentCache | None = None,
+        document_ids: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Draft logits and hidden states.
 
@@ -119,6 +122,8 @@ class FlashModel(nn.Module):
             next_ids: [B,T], the tokens at t+1.
             attention_mask: as in `forward`, 0 where `hidden` is of padding.
             cache: the main model's; this head's latents are appended to their own part of it.
+            document_ids: as in `forward`, of the positions of `hidden`. What is drafted where
+                `next_ids` already belongs to another document means nothing.
 
         Returns:
             (logits [B,T,V] for the tokens at t+2, hidden [B,T,D]).
@@ -131,10 +136,9 @@ class FlashModel(nn.Module):
             raise ConfigError("this model has no MTP head (num_nextn_predict_layers is 0)")
         layer_cache = None if cache is None else cache.layers[-1]
         past = 0 if layer_cache is None else layer_cache.length
-        valid = self._valid(attention_mask, cache, past + next_ids.shape[1])
-        positions = self._positions(next_ids, valid, past)
-        key_mask = None if valid is None or cache is not None else KeyMask(valid)
-        drafted = head(hidden, next_ids, positions, key_mask if cache is None else layer_cache)
+        places = find_places(next_ids, attention_mask, document_ids, cache, past)
+        visible = places.visible if cache is None else layer_cache
+        drafted = head(hidden, next_ids, places.positions, visible)
         return self.lm_head(drafted), drafted
 
     def _check(self, input_ids: Tensor, attention_mask: Tensor | None, past: int) -> None:
@@ -160,25 +164,6 @@ class FlashModel(nn.Module):
                     f"model: token ids must lie in 0..{self.config.vocab_size - 1}; got "
                     f"{low if low < 0 else high}. Is the tokenizer this model's?"
                 )
-
-    @staticmethod
-    def _valid(
-        attention_mask: Tensor | None, cache: DenseLatentCache | None, total: int
-    ) -> Tensor | None:
-        """[B, total] bool, False for padding; None where there is none. The cache remembers it."""
-        if cache is None:
-            return None if attention_mask is None else attention_mask.to(torch.bool)
-        if attention_mask is not None:
-            cache.set_padding(attention_mask)
-        return None if cache.valid is None else cache.valid[:, :total]
-
-    @staticmethod
-    def _positions(input_ids: Tensor, valid: Tensor | None, past: int) -> Tensor:
-        """[B,T] positions; with padding on the left, the first real token is at 0."""
-        if valid is None:
-            steps = torch.arange(past, past + input_ids.shape[1], device=input_ids.device)
-            return steps.expand(input_ids.shape)
-        return (valid.to(torch.int64).cumsum(dim=-1) - 1).clamp(min=0)[:, past:]
 
     # What `longcat.serve` needs of a model.
 

@@ -9,12 +9,14 @@ and its place in that epoch's shuffle follow from the number, and the shuffle fo
 (seed, epoch) through a counter-based generator (Philox). So a resumed run sees exactly what the
 uninterrupted one would have seen, and rank r of R takes its share of the same batch.
 
-Attention runs across document borders inside a window (as in GPT-style packing); only the
-prediction of <s> after </s> is left out of the loss, since the order of documents means nothing.
+Unless documents are kept apart, attention runs across their borders inside a window (as in
+GPT-style packing); only the prediction of <s> after </s> is left out of the loss, since the order
+of documents means nothing. Kept apart, a batch carries document ids for the model's mask, and the
+MTP head predicts nothing from </s> either: it would read the next document's <s>.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -46,11 +48,14 @@ class Batch:
         inputs: [B, T] ids.
         next_ids: [B, T] the ids one place further: what the model predicts.
         after_next: [B, T] the ids two places further: what the MTP head predicts.
+        document_ids: [B, T] which document of its window each input belongs to, when documents are
+            kept apart; -1 for padding.
     """
 
     inputs: Ids
     next_ids: Ids
     after_next: Ids
+    document_ids: Ids | None = None
 
 
 class Windows:
@@ -61,13 +66,20 @@ class Windows:
         seq_len: T, tokens per window.
         batch_size: B, windows per optimizer step over all ranks and micro-batches.
         seed: decides the order.
+        document_start: the id that opens a document, to keep documents apart; None lets them meet.
 
     Raises:
         DataError: when there is too little text for a single window.
     """
 
     def __init__(
-        self, tokens: NDArray[np.integer], *, seq_len: int, batch_size: int, seed: int
+        self,
+        tokens: NDArray[np.integer],
+        *,
+        seq_len: int,
+        batch_size: int,
+        seed: int,
+        document_start: int | None = None,
     ) -> None:
         self.count = (len(tokens) - LOOKAHEAD) // seq_len
         if self.count < 1:
@@ -79,6 +91,7 @@ class Windows:
         self.seq_len = seq_len
         self.batch_size = batch_size
         self.seed = seed
+        self.document_start = document_start
 
     def batch(self, step: int, part: int = 0, parts: int = 1) -> Batch:
         """The part-th of `parts` equal shares of the windows of optimizer step `step`.
@@ -96,11 +109,14 @@ class Windows:
         starts = np.array([self.start(first + j) for j in range(share)])
         offsets = np.arange(self.seq_len + LOOKAHEAD)
         window = np.asarray(self.tokens[starts[:, None] + offsets], dtype=np.int64)
-        return Batch(
+        batch = Batch(
             inputs=window[:, :-2].copy(),
             next_ids=window[:, 1:-1].copy(),
             after_next=window[:, 2:].copy(),
         )
+        if self.document_start is None:
+            return batch
+        return keep_apart(batch, self.document_start)
 
     def start(self, number: int) -> int:
         """Where in the token array the window with this global number begins."""
@@ -109,6 +125,19 @@ class Windows:
         # The shift moves the cuts between windows, so that epochs differ in more than order.
         slack = (len(self.tokens) - LOOKAHEAD) - self.count * self.seq_len
         return int(order[place]) * self.seq_len + int(shift % (slack + 1))
+
+
+def keep_apart(batch: Batch, bos: int) -> Batch:
+    """The batch with document ids; the MTP head's targets of another document become <s>.
+
+    No <s> is ever a target, so those are in no loss. What stands before a window's first <s> is a
+    document of its own.
+    """
+    return replace(
+        batch,
+        after_next=np.where(batch.next_ids == bos, bos, batch.after_next),
+        document_ids=(batch.inputs == bos).cumsum(axis=-1, dtype=np.int64),
+    )
 
 
 @lru_cache(maxsize=4)

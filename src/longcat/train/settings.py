@@ -28,6 +28,8 @@ class TrainSettings:
             backward sees; processes divide these among themselves, so that the mathematics does
             not depend on how many there are.
         seq_len: tokens per window.
+        document_mask: keep the documents of a window apart: no attention across their borders,
+            positions from 0 in each.
         lr: peak learning rate. warmup_steps: steps of linear rise. decay: fraction of the run, at
             its end, over which it falls to 0.
         weight_decay, beta1, beta2, eps, grad_clip: AdamW and the gradient-norm limit.
@@ -58,6 +60,7 @@ class TrainSettings:
     batch_size: int = 8
     micro_batches: int = 2
     seq_len: int = 256
+    document_mask: bool = False
     lr: float = 4e-3
     warmup_steps: int = 40
     decay: float = 0.3

@@ -81,11 +81,16 @@ def forward_backward(
     bos = document_start(model.config)
     inputs = torch.from_numpy(batch.inputs)
     next_ids, after_next = torch.from_numpy(batch.next_ids), torch.from_numpy(batch.after_next)
+    documents = None if batch.document_ids is None else torch.from_numpy(batch.document_ids)
     with arithmetic(settings):
-        output = model(inputs, output_router=True)
+        output = model(inputs, output_router=True, document_ids=documents)
         nll = _summed(output.logits, next_ids, bos)
-        mtp_logits = model.mtp(output.hidden, next_ids)[0] if settings.mtp_weight else None
-        z = hidden_z_loss(output.last_layer, settings.z_loss_weight)
+        mtp_logits = (
+            model.mtp(output.hidden, next_ids, document_ids=documents)[0]
+            if settings.mtp_weight
+            else None
+        )
+        z = hidden_z_loss(_real(output.last_layer, documents), settings.z_loss_weight)
     loss = nll / targets.main
     total = loss + z / settings.micro_batches
     if mtp_logits is not None:
@@ -94,9 +99,9 @@ def forward_backward(
         tally.add("mtp_nll", mtp_nll.detach())
         tally.add("mtp_targets", float((after_next != bos).sum()))
     if measure:
-        _measure(model, output, loss, mtp_logits, tally)
+        _measure(model, output, loss, mtp_logits, documents, tally)
     total.backward()
-    _add_sums(output, tally)
+    _add_sums(output, documents, tally)
     tally.add("nll", nll.detach())
     tally.add("targets", float((next_ids != bos).sum()))
     tally.add("bytes", float(token_bytes[batch.next_ids[batch.next_ids != bos]].sum()))
@@ -110,8 +115,18 @@ def _summed(logits: Tensor, ids: Tensor, bos: int) -> Tensor:
     return cross_entropy(exact.flatten(0, 1), wanted, ignore_index=IGNORED, reduction="sum")
 
 
+def _real(values: Tensor, documents: Tensor | None) -> Tensor:
+    """values [B,T,...] without padding: as they are, or [real tokens, ...] where there is some."""
+    return values if documents is None else values[documents >= 0]
+
+
 def _measure(
-    model: FlashModel, output: FlashOutput, loss: Tensor, mtp_logits: Tensor | None, tally: Tally
+    model: FlashModel,
+    output: FlashOutput,
+    loss: Tensor,
+    mtp_logits: Tensor | None,
+    documents: Tensor | None,
+    tally: Tally,
 ) -> None:
     assert output.router is not None
     if model.config.router.n_routed_experts:
@@ -124,19 +139,22 @@ def _measure(
     if mtp_logits is not None:
         # Both look at the token two places after position i: the head from i, the model from i+1.
         same = mtp_logits[:, :-1].argmax(dim=-1) == output.logits[:, 1:].argmax(dim=-1)
-        tally.add("agreed", float(same.double().mean()))
+        if documents is not None:
+            same = same[(documents[:, 1:] == documents[:, :-1]) & (documents[:, 1:] >= 0)]
+        tally.add("agreed", float(same.sum()) / max(1, same.numel()))
 
 
-def _add_sums(output: FlashOutput, tally: Tally) -> None:
+def _add_sums(output: FlashOutput, documents: Tensor | None, tally: Tally) -> None:
     assert output.router is not None
     tally.counts += output.counts
     for layer, routing in enumerate(output.router):
-        used = routing.ffn_per_token.double()
+        used = routing.ffn_per_token.view(output.logits.shape[:-1])
+        used = _real(used, documents).double()
         tally.ffn[layer] += used.sum()
         tally.ffn_squared[layer] += (used * used).sum()
     tally.balance += output.balance_loss
     tally.balance_f[:, : output.balance_f.shape[1]] += output.balance_f
-    hidden = output.last_layer.detach().double()
+    hidden = _real(output.last_layer.detach(), documents).double()
     tally.add("hidden_squared", hidden.square().sum())
     tally.add("hidden_count", hidden.numel())
-    tally.add("tokens", math.prod(output.last_layer.shape[:-1]))
+    tally.add("tokens", math.prod(hidden.shape[:-1]))

@@ -73,6 +73,7 @@ class Trainer:
             seq_len=settings.seq_len,
             batch_size=settings.batch_size,
             seed=settings.seed,
+            document_start=document_start(config) if settings.document_mask else None,
         )
         self.model = FlashModel(config, dtype=parameter_dtype(settings), seed=settings.seed)
         self.model.balance.alpha = settings.balance_weight

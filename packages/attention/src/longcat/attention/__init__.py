@@ -2,11 +2,13 @@
 
 from longcat.attention.cache import DenseLatentCache, KeyMask, LatentCache, causal_mask
 from longcat.attention.config import MLAConfig
+from longcat.attention.documents import DocumentMask
 from longcat.attention.mla import MLA, MLAState
 
 __all__ = [
     "MLA",
     "DenseLatentCache",
+    "DocumentMask",
     "KeyMask",
     "LatentCache",
     "MLAConfig",

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from longcat.attention.cache import KeyMask, LatentCache
 from longcat.attention.config import MLAConfig
+from longcat.attention.documents import DocumentMask
 from longcat.kernels import Linear, RMSNorm, exact_enabled, mla_prefill, rope, rope_frequencies
 
 
@@ -95,17 +96,20 @@ class MLA(nn.Module):
             k_rope=rotated.squeeze(2),
         )
 
-    def attend(self, state: MLAState, cache: LatentCache | KeyMask | None = None) -> Tensor:
+    def attend(
+        self, state: MLAState, cache: LatentCache | KeyMask | DocumentMask | None = None
+    ) -> Tensor:
         """Attention output [B,T,D].
 
         Args:
             state: from `project`.
             cache: a LatentCache (the new latents are written to it first), a KeyMask for padded
-                batches without a cache, or None for plain causal attention.
+                batches without a cache, a DocumentMask for packed documents, or None for plain
+                causal attention.
         """
         if cache is None:
             return self._expanded(state, state.latent, state.k_rope, None)
-        if isinstance(cache, KeyMask):
+        if isinstance(cache, KeyMask | DocumentMask):
             return self._expanded(state, state.latent, state.k_rope, cache.mask)
         cache.write(state.latent, state.k_rope)
         latent, k_rope = cache.read()
@@ -116,7 +120,10 @@ class MLA(nn.Module):
         return self._expanded(state, latent, k_rope, cache.mask(n_queries))
 
     def forward(
-        self, x: Tensor, positions: Tensor, cache: LatentCache | KeyMask | None = None
+        self,
+        x: Tensor,
+        positions: Tensor,
+        cache: LatentCache | KeyMask | DocumentMask | None = None,
     ) -> Tensor:
         """x [B,T,D] at positions [B,T] to [B,T,D]."""
         return self.attend(self.project(x, positions), cache)

@@ -27,6 +27,29 @@ def rotate(x: Array, positions: NDArray[np.int64], inv_freq: Array, factor: floa
     return np.concatenate([even * cos - odd * sin, odd * cos + even * sin], axis=-1)
 
 
+def document_positions(document_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    """[T] positions of packed tokens: a document is a run of equal ids and starts at 0."""
+    positions = np.zeros(len(document_ids), dtype=np.int64)
+    for t in range(1, len(document_ids)):
+        if document_ids[t] == document_ids[t - 1]:
+            positions[t] = positions[t - 1] + 1
+    return positions
+
+
+def document_mask(document_ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """[T, T], True where query t may see key s: the earlier tokens of its own document, itself.
+
+    Negative ids are padding, which nobody else sees.
+    """
+    n_tokens = len(document_ids)
+    positions = document_positions(document_ids)
+    mask = np.eye(n_tokens, dtype=bool)
+    for t in range(n_tokens):
+        if document_ids[t] >= 0:
+            mask[t, t - positions[t] : t] = True
+    return mask
+
+
 def mla(
     x: Array,
     weights: Mapping[str, Array],
