@@ -117,7 +117,7 @@ BAD = [
     ([*dialogue("a"), *dialogue("b")], "Expected a message of role assistant at turn 1, got user"),
     ([*dialogue("", "a")[1:]], "Expected a message of role user at turn 0, got assistant"),
     ([*dialogue("a", "b"), SYSTEM], "message 2 is a system message; only the first"),
-    ([{"role": "tool", "content": "x"}], "role 'tool'; known are system, user and assistant"),
+    ([{"role": "robot", "content": "x"}], "role 'robot'; known are system, user, assistant and"),
     ([{"role": "user", "content": None}], "must have text as its content, got NoneType"),
     ([{"role": "user"}], r"exactly the keys role and content, got \['role'\]"),
     ([{"role": "user", "content": "", "tool_calls": []}], "exactly the keys role and content"),

@@ -5,21 +5,30 @@
     prompt = render([{"role": "user", "content": "hello"}])   # "[Round 0] USER:hello ASSISTANT:"
     reply = parse_reply("Hi!</longcat_s>")                    # Reply(text="Hi!", finished=True)
 
+`render_spans` says which characters the assistant produced: what a model learns in fine-tuning.
 `LONGCAT.jinja` and `CHATML.jinja` are the same formats as Hugging Face chat templates.
 """
 
-from longcat.chat.parse import Reply, parse, parse_reply
-from longcat.chat.render import Message, render
-from longcat.chat.templates import CHATML, LONGCAT, TEMPLATES, Template
+from longcat.chat.messages import Message, Tool, ToolCall
+from longcat.chat.parse import Call, Reply, parse, parse_reply
+from longcat.chat.render import Rendered, render, render_spans
+from longcat.chat.templates import CHATML, LONGCAT, TEMPLATES, Template, template_named, template_of
 
 __all__ = [
     "CHATML",
     "LONGCAT",
     "TEMPLATES",
+    "Call",
     "Message",
+    "Rendered",
     "Reply",
     "Template",
+    "Tool",
+    "ToolCall",
     "parse",
     "parse_reply",
     "render",
+    "render_spans",
+    "template_named",
+    "template_of",
 ]

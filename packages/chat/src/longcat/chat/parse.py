@@ -1,10 +1,21 @@
 """Text back to messages: of a reply as a model generates it, and of a whole conversation."""
 
+import json
 import re
 from dataclasses import dataclass
+from typing import Any
 
-from longcat.chat.render import Message, Role, render
-from longcat.chat.templates import template_named
+from longcat.chat.messages import Message, Role
+from longcat.chat.render import render
+from longcat.chat.templates import Template, template_named
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """One tool call of a reply."""
+
+    name: str
+    arguments: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,16 +24,42 @@ class Reply:
 
     text: str
     finished: bool
+    calls: tuple[Call, ...] = ()
 
 
 def parse_reply(generated: str, template: str = "longcat") -> Reply:
     """The reply in what a model generated after `render(..., add_generation_prompt=True)`.
 
-    Everything from the format's end marker on is dropped; without one the reply was cut off.
+    Everything from the format's end marker on is dropped; without one the reply was cut off. Tool
+    calls stand at the end of a reply; where they are not in form (a damaged JSON object, text
+    between or after them) nothing is guessed: all of it is text, and there are no calls.
     Raises ValueError for an unknown template.
     """
-    text, end, _ = generated.partition(template_named(template).end)
-    return Reply(text=text, finished=bool(end))
+    form = template_named(template)
+    whole, end, _ = generated.partition(form.end)
+    text, calls = _split_calls(whole, form)
+    return Reply(text=text, finished=bool(end), calls=calls)
+
+
+def _split_calls(whole: str, form: Template) -> tuple[str, tuple[Call, ...]]:
+    opening, closing = form.call
+    text, *pieces = whole.split(opening)
+    calls = []
+    for number, piece in enumerate(pieces, start=1):
+        body, closed, rest = piece.partition(closing)
+        try:
+            call = json.loads(body)
+        except json.JSONDecodeError:
+            return whole, ()
+        in_form = isinstance(call, dict) and set(call) == {"name", "arguments"}
+        if not in_form or not isinstance(call["name"], str):
+            return whole, ()
+        if not isinstance(call["arguments"], dict) or not closed:
+            return whole, ()
+        if rest != (form.joint if number < len(pieces) else ""):
+            return whole, ()
+        calls.append(Call(name=call["name"], arguments=call["arguments"]))
+    return text.removesuffix(form.joint) if calls else whole, tuple(calls)
 
 
 def parse(text: str, template: str = "longcat") -> list[Message]:
@@ -31,7 +68,8 @@ def parse(text: str, template: str = "longcat") -> list[Message]:
     A text that ends with the opening of a reply gives the messages before it.
     Raises ValueError for text that `render` does not make, and for text that it makes from
     more than one conversation: LongCat's format does not mark user text off, so a user who
-    writes " ASSISTANT:" makes the text ambiguous. Nothing is guessed.
+    writes " ASSISTANT:" makes the text ambiguous. Nothing is guessed. Conversations with tools are
+    refused too: the text does not hold the calls' ids.
     """
     form = template_named(template)
     messages = _parse_longcat(text) if form.name == "longcat" else _parse_chatml(text)

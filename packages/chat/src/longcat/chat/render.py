@@ -1,80 +1,125 @@
-"""Messages to text."""
+"""Messages to text, and which characters of it the assistant produced."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Literal, NoReturn, TypedDict
+from typing import Any, NoReturn
 
 from jinja2 import Template as Compiled
-from jinja2 import TemplateError
+from jinja2 import TemplateError, nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from longcat.chat.templates import Template, template_named
+from longcat.chat.messages import Message, Tool, check_conversation
+from longcat.chat.templates import template_named
 
-Role = Literal["system", "user", "assistant"]
 
+@dataclass(frozen=True, kw_only=True)
+class Rendered:
+    """A conversation as text.
 
-class Message(TypedDict):
-    """One message in the form of the OpenAI API: a role and plain text."""
+    text   what a model reads
+    spans  (start, stop) of the characters that the assistant produced, in order: its text, its
+           calls and the end of its reply; what a model learns in fine-tuning
+    """
 
-    role: Role
-    content: str
+    text: str
+    spans: tuple[tuple[int, int], ...]
 
 
 def render(
-    messages: Sequence[Message], template: str = "longcat", add_generation_prompt: bool = True
+    messages: Sequence[Message],
+    template: str = "longcat",
+    add_generation_prompt: bool = True,
+    tools: Sequence[Tool] | None = None,
 ) -> str:
     """The text that a model is given for a conversation.
 
-    messages               an optional system message, then user and assistant by turns
+    messages               an optional system message, then user and assistant by turns; tool
+                           messages follow the calls that they answer
     template               "longcat" or "chatml"
     add_generation_prompt  end with the opening of the assistant's reply, for generation
+    tools                  what the assistant may call, in the form of the OpenAI API
 
-    Raises ValueError for an unknown template, a role out of order, a message that is not
-    {"role": ..., "content": text}, or text that holds one of the format's control strings.
+    Raises ValueError for an unknown template, a role out of order, a message, call or tool out of
+    form, or text that holds one of the format's control strings.
     """
+    return _render(messages, template, add_generation_prompt, tools).text
+
+
+def render_spans(
+    messages: Sequence[Message], template: str = "longcat", tools: Sequence[Tool] | None = None
+) -> Rendered:
+    """A whole conversation and where the assistant speaks in it.
+
+    Raises ValueError as `render`.
+    """
+    return _render(messages, template, False, tools)
+
+
+def _render(
+    messages: Sequence[Message], template: str, asked: bool, tools: Sequence[Tool] | None
+) -> Rendered:
     form = template_named(template)
-    for index, message in enumerate(messages):
-        _check(index, message, form)
+    check_conversation(messages, tools, form)
+    recorder, parts = _Recorder(), []
     try:
-        return _compiled(form.jinja).render(
-            messages=list(messages), add_generation_prompt=add_generation_prompt
-        )
+        # Part by part, so that the recorder knows how much stands before a generation block.
+        for part in _compiled(form.jinja).generate(
+            messages=list(messages),
+            tools=list(tools) if tools else None,
+            add_generation_prompt=asked,
+            recorder=recorder,
+        ):
+            parts.append(part)
+            recorder.position += len(part)
     except TemplateError as error:
         raise ValueError(f"chat: {error.message}") from None
+    return Rendered(text="".join(parts), spans=tuple(recorder.spans))
 
 
-def _check(index: int, message: object, form: Template) -> None:
-    if not isinstance(message, dict) or set(message) != {"role", "content"}:
-        found = sorted(message) if isinstance(message, dict) else type(message).__name__
-        raise ValueError(
-            f"chat: message {index} must have exactly the keys role and content, got {found}"
-        )
-    role, content = message["role"], message["content"]
-    if role not in ("system", "user", "assistant"):
-        raise ValueError(
-            f"chat: message {index} has role {role!r}; known are system, user and assistant"
-        )
-    if role == "system" and index > 0:
-        raise ValueError(f"chat: message {index} is a system message; only the first may be one")
-    if not isinstance(content, str):
-        raise ValueError(
-            f"chat: message {index} must have text as its content, got {type(content).__name__}"
-        )
-    for forbidden in form.reserved:
-        if forbidden in content:
-            raise ValueError(
-                f"chat: message {index} contains {forbidden!r}, which the {form.name} format "
-                "keeps for itself; remove or escape it"
-            )
+@dataclass
+class _Recorder:
+    position: int = 0
+    spans: list[tuple[int, int]] = field(default_factory=list)
+
+
+class _Generation(Extension):
+    """`{% generation %} ... {% endgeneration %}`: the body, its place told to the recorder."""
+
+    tags = {"generation"}  # noqa: RUF012 (jinja2's own declaration)
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        """The tag as a call of `record` on its body."""
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        call = self.call_method("record", [nodes.Name("recorder", "load")])
+        return nodes.CallBlock(call, [], [], body).set_lineno(line)
+
+    def record(self, recorder: _Recorder, caller: Callable[[], str]) -> str:
+        """The body's text."""
+        text = caller()
+        recorder.spans.append((recorder.position, recorder.position + len(text)))
+        return text
 
 
 @lru_cache(maxsize=8)
 def _compiled(source: str) -> Compiled:
     # The environment Hugging Face renders chat templates in, so that a template that works
-    # here works there: sandboxed, blocks trimmed, raise_exception given.
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    # here works there: sandboxed, blocks trimmed, JSON as it is (jinja2's own escapes HTML and
+    # sorts the keys), raise_exception given.
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation]
+    )
+    environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
     return environment.from_string(source)
+
+
+def _to_json(value: Any, indent: int | None = None) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent)
 
 
 def _raise_exception(message: str) -> NoReturn:
