@@ -131,3 +131,61 @@ def test_offsets_shifted_by_one_row_are_caught(randn, check):
     shifted = torch.tensor([2, 7], dtype=torch.int32)
     want = _definition(x, gate_up, down, offsets)
     assert check.error(experts(x, gate_up, down, shifted), want) > 0.01
+
+
+def _half_precision_gradients(randn, rows):
+    """(bfloat16 result and gradients of experts, the same of the definition's float64 form)."""
+    x, gate_up, down, offsets = _operands(randn, rows, 16, 8)
+    pull = randn(*x.shape).bfloat16()
+    found = {}
+    for dtype in (torch.bfloat16, torch.float64):
+        operands = [t.bfloat16().to(dtype).requires_grad_() for t in (x, gate_up, down)]
+        y = experts(*operands, offsets)
+        y.backward(pull.to(dtype))
+        found[dtype] = [y.detach(), *(operand.grad for operand in operands)]
+    return zip(found[torch.bfloat16], found[torch.float64], strict=True)
+
+
+# enough rows for whole blocks: ragged groups, an empty one in front, between and behind
+MANY = [[0, 70, 0, 33, 64, 95, 0], [eager.BLOCK] * 3, [1, 127]]
+
+
+@pytest.mark.parametrize("rows", MANY)
+def test_half_precision_in_whole_blocks_agrees_with_float64(randn, check, rows):
+    for got, want in _half_precision_gradients(randn, rows):
+        assert check.error(got, want) <= check.bound(torch.bfloat16)
+
+
+def test_control_rows_in_their_neighbours_place_are_noticed(randn, check, monkeypatch):
+    in_blocks = eager._in_blocks
+
+    def mutant(x_sorted, offsets):
+        rows, place, ends = in_blocks(x_sorted, offsets)
+        return rows.roll(1, dims=0), place, ends
+
+    monkeypatch.setattr(eager, "_in_blocks", mutant)
+    errors = [check.error(*pair) for pair in _half_precision_gradients(randn, MANY[0])]
+    assert max(errors) > 5 * check.bound(torch.bfloat16)
+
+
+@pytest.mark.parametrize("rows", MANY)
+def test_blocks_hold_every_row_once_and_zeros_elsewhere(randn, rows):
+    x, _, _, offsets = _operands(randn, rows, 4, 4, torch.bfloat16)
+    filled, place, ends = eager._in_blocks(x, offsets)
+    assert torch.equal(filled[place], x)
+    assert (ends % eager.BLOCK == 0).all()
+    assert int(ends[-1]) <= len(filled)
+    expert_of = torch.bucketize(place, ends, right=True)
+    assert torch.equal(expert_of.bincount(minlength=len(rows)), torch.tensor(rows))
+    filled[place] = 0
+    assert not filled.any()
+
+
+def test_row_counts_in_whole_blocks_are_few(randn):
+    offsets = [torch.randint(0, 9, (16,)).mul_(31).cumsum(0) for _ in range(20)]
+    sizes = {
+        int(n)
+        for ends in offsets
+        for n in eager._in_blocks(randn(int(ends[-1]), 4), ends)[2].diff()
+    }
+    assert sizes <= {eager.BLOCK * n for n in range(9)}
