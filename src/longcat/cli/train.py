@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from longcat.cli.lr_search import ask_search, run_search
 from longcat.cli.training import (
     DEFAULT_STEPS,
     chosen_settings,
@@ -91,6 +92,10 @@ def command(
             show_default="0",
         ),
     ] = None,
+    search_lr: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Train at N learning rates around --lr, find the best."),
+    ] = None,
     transfer_from: Annotated[
         Path | None,
         typer.Option(metavar="RUN", help="A narrow run whose settings to use at --width."),
@@ -118,7 +123,14 @@ def command(
     """
     from longcat.cli.ui.panel import Watcher, show_card, show_summary
     from longcat.cli.ui.theme import make_console
-    from longcat.train import finish, open_run, resume_run, train_run, transferred_settings
+    from longcat.train import (
+        finish,
+        is_search,
+        open_run,
+        resume_run,
+        train_run,
+        transferred_settings,
+    )
 
     given = {
         "preset": preset,
@@ -144,10 +156,17 @@ def command(
         console.print(f"  {text} ...", style="note")
 
     workers = worker_count(processes)
+    if search_lr is not None and (resume or quickstart):
+        raise ValueError("train: --search-lr begins a search; leave out --resume and --quickstart")
     if transfer_from is not None and (resume or quickstart):
         raise ValueError("train: --transfer-from begins a run; leave out --resume and --quickstart")
     if from_step is not None and not resume:
         raise ValueError("train: --from-step goes with --resume --out DIR")
+    if search_lr is not None or (resume and out is not None and is_search(out)):
+        if from_step is not None:
+            wanted["from_step"] = from_step  # the search says that it has no such choice
+        search = ask_search(out, wanted, search_lr, transfer_from, processes=workers, say=say)
+        raise typer.Exit(run_search(search, console, processes=workers, say=say))
     place, resume = find_place(out, wanted, resume, quickstart, console)
     if resume:
         session = resume_run(place, wanted, processes=workers, from_step=from_step, say=say)

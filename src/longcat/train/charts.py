@@ -7,6 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from longcat.train.report_style import STYLE
+
 WIDTH, HEIGHT = 640, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 10, 26
 SERIES_COLOURS = ("ffn", "net", "good", "bad", "zero")
@@ -20,12 +22,15 @@ def line_chart(
     target_label: str = "",
     logarithmic: bool = False,
     limits: tuple[float, float] | None = None,
+    x_ticks: Mapping[float, str] | None = None,
 ) -> str:
     """Curves through (x, y) points, with an optional dashed target line.
 
     Args:
         logarithmic: base-10 vertical axis; points that are not positive are left out.
         limits: lowest and highest y; by default those of all points and the target.
+        x_ticks: labels of a horizontal axis that runs from the first of them to the last, for
+            few points that are marked each; by default the axis runs from 0 and nothing is marked.
     """
     points = {
         name: [(x, _scaled(y, logarithmic)) for x, y in pairs if _shown(y, logarithmic)]
@@ -38,16 +43,20 @@ def line_chart(
     if not values:
         return "<p>nothing was measured</p>"
     low, high = limits or _with_air(min(values), max(values))
+    left = min(x_ticks) if x_ticks else 0.0
     right = max((x for pairs in points.values() for x, _ in pairs), default=1.0) or 1.0
+    right = max(x_ticks) if x_ticks else right
 
     def at(x: float, y: float) -> tuple[float, float]:
         share = (min(max(y, low), high) - low) / (high - low)
         return (
-            _LEFT + x / right * (WIDTH - _LEFT - _RIGHT),
+            _LEFT + (x - left) / (right - left) * (WIDTH - _LEFT - _RIGHT),
             HEIGHT - _BOTTOM - share * (HEIGHT - _TOP - _BOTTOM),
         )
 
-    parts = [_axes(low, high, right, x_label, logarithmic)]
+    marks = x_ticks or {share * right: f"{share * right:,.0f}" for share in (0.0, 0.5, 1.0)}
+    marks = {**marks, right: f"{marks[right]} {x_label}"}
+    parts = [_axes(low, high, logarithmic), *(_x_tick(at(x, 0)[0], marks[x]) for x in marks)]
     if goal is not None:
         y = at(0, goal)[1]
         parts.append(
@@ -59,6 +68,10 @@ def line_chart(
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(*p) for p in _thinned(pairs)))
         colour = SERIES_COLOURS[i % len(SERIES_COLOURS)]
         parts.append(f'<polyline points="{path}" style="stroke:var(--{colour})"/>')
+        parts += [
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" style="fill:var(--{colour})"/>'
+            for x, y in (at(*p) for p in pairs if x_ticks)
+        ]
     return _svg(parts, HEIGHT) + _legend(list(series))
 
 
@@ -96,6 +109,17 @@ def bar_chart(
     return _svg(parts, height)
 
 
+def standalone(chart: str, title: str) -> str:
+    """The first drawing of a chart as a file of its own: styled, titled, on its own paper."""
+    head, _, rest = chart.partition(">")
+    body = rest[: rest.index("</svg>")]
+    return (
+        f'{head} xmlns="http://www.w3.org/2000/svg" font-family="system-ui, sans-serif">'
+        f"<title>{escape(title)}</title><style>{STYLE}</style>"
+        f'<rect width="100%" height="100%" style="fill:var(--paper)"/>{body}</svg>\n'
+    )
+
+
 def smoothed(
     points: Sequence[tuple[float, float]], weight: float = 0.95
 ) -> list[tuple[float, float]]:
@@ -107,7 +131,7 @@ def smoothed(
     return result
 
 
-def _axes(low: float, high: float, right: float, x_label: str, logarithmic: bool) -> str:
+def _axes(low: float, high: float, logarithmic: bool) -> str:
     bottom = HEIGHT - _BOTTOM
     parts = [f'<line class="axis" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{bottom}" y2="{bottom}"/>']
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
@@ -118,14 +142,16 @@ def _axes(low: float, high: float, right: float, x_label: str, logarithmic: bool
             f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
             f'<text class="tick" x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{shown}</text>'
         )
-    for share in (0.0, 0.5, 1.0):
-        x = _LEFT + share * (WIDTH - _LEFT - _RIGHT)
-        anchor = ("start", "middle", "end")[int(share * 2)]
-        text = f"{share * right:,.0f}" + (f" {escape(x_label)}" if share == 1 else "")
-        parts.append(
-            f'<text class="tick" x="{x:.1f}" y="{HEIGHT - 8}" text-anchor="{anchor}">{text}</text>'
-        )
     return "".join(parts)
+
+
+def _x_tick(x: float, text: str) -> str:
+    """A label below the horizontal axis, kept inside the drawing."""
+    anchor = "start" if x < _LEFT + 9 else "end" if x > WIDTH - _RIGHT - 9 else "middle"
+    return (
+        f'<text class="tick" x="{x:.1f}" y="{HEIGHT - 8}" text-anchor="{anchor}">'
+        f"{escape(text)}</text>"
+    )
 
 
 def _svg(parts: Sequence[str], height: float) -> str:

@@ -22,7 +22,7 @@ from longcat.optim import (
 )
 from longcat.router import BiasController, ControllerConfig
 from longcat.train.batches import Windows
-from longcat.train.errors import RunError
+from longcat.train.errors import DivergedError, RunError
 from longcat.train.exchange import Exchange
 from longcat.train.metrics import Record
 from longcat.train.readings import record
@@ -145,8 +145,8 @@ class Trainer:
             stop: this process (rank 0) asks all to end after this step.
 
         Raises:
-            RunError: when the loss or the gradient is no finite number; the weights are then
-                still those of the step before.
+            DivergedError: when the loss or the gradient is no finite number; the weights are
+                then still those of the step before.
         """
         settings, tally = self.settings, self.tally
         measure = self.step % settings.measure_every == 0
@@ -211,7 +211,7 @@ class Trainer:
 
     def _check_finite(self, norm: float) -> None:
         if not math.isfinite(self.tally["nll"]) or not math.isfinite(norm):
-            raise RunError(
+            raise DivergedError(
                 f"train: the loss or its gradient is not finite at step {self.step + 1} (loss "
                 f"{self.tally['nll'] / max(1, self.tally['targets'])}, gradient norm {norm}); "
                 "start again with a lower --lr"

@@ -16,6 +16,7 @@ from longcat.flash import FlashConfig
 from longcat.optim import width_ratio
 from longcat.train.directory import RunDirectory
 from longcat.train.errors import RunError
+from longcat.train.lr_search import best_run, is_search
 from longcat.train.settings import TrainSettings
 from longcat.train.snapshot import read_settings
 
@@ -27,13 +28,14 @@ def transferred_settings(proxy: Path, wanted: dict[str, Any]) -> TrainSettings:
     """The proxy's settings at `wanted["width"]`, with the length, seed and data asked for.
 
     Args:
-        proxy: a run directory.
+        proxy: a run directory, or a finished learning-rate search, which stands for its best run.
         wanted: settings given explicitly; it must name a width.
 
     Raises:
-        RunError: no run there, no width, or a setting that the transfer decides.
+        RunError: no run there, a search that is not finished, no width, or a setting that the
+            transfer decides.
     """
-    snapshot = RunDirectory(proxy).latest()
+    snapshot = RunDirectory(best_run(proxy) if is_search(proxy) else proxy).latest()
     settings = read_settings(snapshot)
     config = FlashConfig.from_hf(json.loads((snapshot / "config.json").read_text("utf-8")))
     if "width" not in wanted:
