@@ -76,7 +76,7 @@ def test_the_target_defaults_to_the_uniform_share():
         # transformers would fill in 6 and 256 here; a silent 1 and 0 would be another model.
         ({"routed_scaling_factor": None}, "missing routed_scaling_factor"),
         ({"zero_expert_num": None}, "missing zero_expert_num"),
-        ({"nextn_use_scmoe": True}, "nextn_use_scmoe=True is not supported"),
+        ({"nextn_use_scmoe": "yes"}, "nextn_use_scmoe='yes' is not supported"),
         ({"hidden_size": "128"}, "hidden_size must be an integer; got '128'"),
         ({"num_layers": 0}, "num_layers must be a positive integer"),
         ({"moe_topk": 25}, "top_k must lie between 1 and"),

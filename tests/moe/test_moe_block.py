@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from longcat.moe import MoE, MoEConfig, ScMoEBlock, reference
+from longcat.moe import MoE, MoEConfig, ScMoEBlock, StandardBlock, reference
 from longcat.router import BalanceLoss, RouterConfig
 
 
@@ -207,6 +207,26 @@ def test_another_placement_of_the_shortcut_is_rejected(mutant):
     wrong = h4 if mutant == "added after FFN_0" else h4 + m
     y, _ = block(torch.from_numpy(x)[None], torch.arange(19)[None])
     assert np.abs(y[0].numpy() - wrong).max() > 1e-2
+
+
+@torch.no_grad()
+def test_the_standard_order_agrees_with_its_definition_and_not_with_the_shortcuts():
+    block, parts = block_and_definition()
+    x = tokens()[None]
+    y, record = StandardBlock.of(block)(x, torch.arange(19)[None])
+    want = reference.standard_block(x[0].numpy(), **parts)
+    np.testing.assert_allclose(y[0].numpy(), want, atol=1e-11)
+    assert int(record.routing.counts.sum()) == 19 * 4
+    assert np.abs(reference.scmoe_block(x[0].numpy(), **parts) - want).max() > 1e-2
+
+
+def test_the_standard_order_shares_every_parameter_of_its_block():
+    block, _ = block_and_definition()
+    standard = StandardBlock.of(block)
+    assert list(standard.state_dict()) == list(block.state_dict())
+    shared = zip(standard.parameters(), block.parameters(), strict=True)
+    assert all(mine is its for mine, its in shared)
+    assert type(block) is ScMoEBlock  # the block given is left as it was
 
 
 @torch.no_grad()

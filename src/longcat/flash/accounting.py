@@ -20,7 +20,8 @@ class Accounting:
         activated_min, activated_mean, activated_max: with 0 or K-Z (whichever is more), K_e and
             min(K, N) FFN experts per token in every layer.
         expert_parameters: one FFN expert of one layer. mtp_parameters: the draft head without
-            its copy of the embedding.
+            its copy of the embedding. mtp_activated_mean, mtp_activated_max: what a token uses of
+            it with K_e and min(K, N) FFN experts; all of a dense head.
         cache_numbers_per_token: numbers cached per token, draft head excluded.
     """
 
@@ -30,6 +31,8 @@ class Accounting:
     activated_max: int
     expert_parameters: int
     mtp_parameters: int
+    mtp_activated_mean: int
+    mtp_activated_max: int
     cache_numbers_per_token: int
 
     def cache_bytes_per_token(self, bytes_per_number: int = 2) -> int:
@@ -66,12 +69,23 @@ def count_parameters(config: FlashConfig) -> Accounting:
     def activated(ffn_experts: float) -> int:
         return always + embedding + round(layers * ffn_experts * expert)
 
+    # eh_proj and the norms around the head's layer, then that layer.
+    entry = 2 * d * d + 3 * d
+    if not config.has_mtp:
+        head, experts = 0, 0
+    elif config.mtp_layer == "dense":
+        head, experts = entry + attention + ffn + 2 * d, 0
+    else:
+        head, experts = entry + 2 * attention + 2 * ffn + routing + 4 * d, expert
+
     return Accounting(
         total_parameters=always + layers * router.n_routed_experts * expert + 2 * embedding,
         activated_min=activated(max(0, router.top_k - router.zero_expert_num)),
         activated_mean=activated(router.target_ffn),
         activated_max=activated(min(router.top_k, router.n_routed_experts)),
         expert_parameters=expert,
-        mtp_parameters=(2 * d * d + attention + ffn + 5 * d) if config.has_mtp else 0,
+        mtp_parameters=head + router.n_routed_experts * experts,
+        mtp_activated_mean=head + round(router.target_ffn * experts),
+        mtp_activated_max=head + min(router.top_k, router.n_routed_experts) * experts,
         cache_numbers_per_token=2 * layers * config.attention.cache_numbers,
     )

@@ -48,7 +48,7 @@ def rows(config: FlashConfig) -> list[tuple[str, str, bool]]:
             f"{config.max_position_embeddings:,}, RoPE theta {a.rope_theta:g}{rope}",
             False,
         ),
-        ("draft head", "one dense MTP layer" if config.has_mtp else "none", False),
+        ("draft head", _draft_head(config), False),
         ("parameters", f"{human(figures.total_parameters)} ({figures.total_parameters:,})", True),
         (
             "activated per token",
@@ -65,6 +65,11 @@ def rows(config: FlashConfig) -> list[tuple[str, str, bool]]:
     if config.has_mtp:
         result.append(("draft head parameters", human(figures.mtp_parameters), True))
     return result
+
+
+def _draft_head(config: FlashConfig) -> str:
+    kind = "ScMoE" if config.mtp_layer == "scmoe" else "dense"
+    return f"one {kind} MTP layer" if config.has_mtp else "none"
 
 
 def card(config: FlashConfig, title: str = "LongCat-Flash") -> Panel:

@@ -6,7 +6,7 @@ Source: report section 2.4 and the released config.json.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from longcat.attention import MLAConfig
 from longcat.flash.errors import ConfigError
@@ -25,6 +25,8 @@ WIDTHS = (
     "expert_ffn_hidden_size",
 )
 
+MTPLayerKind = Literal["dense", "scmoe"]
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
@@ -39,7 +41,9 @@ class FlashConfig:
         attention, moe: the parts' own configurations; widths must agree with hidden_size.
         rms_norm_eps: epsilon of every norm but the latent ones.
         max_position_embeddings: longest sequence in tokens.
-        num_nextn_predict_layers: 1 with the dense MTP draft head, 0 without.
+        num_nextn_predict_layers: 1 with the MTP draft head, 0 without.
+        mtp_layer: what the draft head's one layer is: "dense" as released, or "scmoe", the
+            alternative of report table 5.
         bos_token_id, eos_token_id, pad_token_id: special tokens.
         initializer_range: standard deviation of the output head at initialisation.
 
@@ -56,6 +60,7 @@ class FlashConfig:
     rms_norm_eps: float = 1e-5
     max_position_embeddings: int = 131072
     num_nextn_predict_layers: int = 0
+    mtp_layer: MTPLayerKind = "dense"
     bos_token_id: int | None = 1
     eos_token_id: int | None = 2
     pad_token_id: int | None = 3
@@ -82,9 +87,11 @@ class FlashConfig:
             )
         if self.num_nextn_predict_layers not in (0, 1):
             raise ConfigError(
-                "config: num_nextn_predict_layers must be 0 or 1 (one dense MTP head); got "
+                "config: num_nextn_predict_layers must be 0 or 1 (one MTP head); got "
                 f"{self.num_nextn_predict_layers}"
             )
+        if self.mtp_layer not in get_args(MTPLayerKind):
+            raise ConfigError(f"config: mtp_layer must be dense or scmoe; got {self.mtp_layer!r}")
         for name in ("rms_norm_eps", "initializer_range"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
@@ -162,5 +169,10 @@ class FlashConfig:
 
     @property
     def has_mtp(self) -> bool:
-        """Whether the model has the dense MTP draft head."""
+        """Whether the model has the MTP draft head."""
         return self.num_nextn_predict_layers == 1
+
+    @property
+    def mtp_attentions(self) -> int:
+        """Attentions of the draft head, each with a latent cache of its own."""
+        return (2 if self.mtp_layer == "scmoe" else 1) if self.has_mtp else 0

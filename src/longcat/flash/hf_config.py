@@ -74,7 +74,7 @@ def _refuse_unsupported(fields: Mapping[str, Any]) -> None:
         ("zero_expert_type", ("identity", None)),
         ("norm_topk_prob", (False, None)),
         ("router_bias", (False, None)),
-        ("nextn_use_scmoe", (False, None)),
+        ("nextn_use_scmoe", (False, True, None)),
         ("tie_word_embeddings", (False, None)),
         ("attention_dropout", (0, 0.0, None)),
     ):
@@ -120,6 +120,7 @@ def parse(fields: Mapping[str, Any]) -> FlashConfig:
             rms_norm_eps=float(fields.get("rms_norm_eps", 1e-5)),
             max_position_embeddings=fields["max_position_embeddings"],
             num_nextn_predict_layers=int(fields.get("num_nextn_predict_layers") or 0),
+            mtp_layer="scmoe" if fields.get("nextn_use_scmoe") else "dense",
             bos_token_id=fields.get("bos_token_id", 1),
             eos_token_id=(eos[0] if eos else None) if isinstance(eos, list) else eos,
             pad_token_id=fields.get("pad_token_id"),
@@ -201,6 +202,8 @@ def render(config: FlashConfig, format: str = "hub") -> dict[str, Any]:
         "eos_token_id": config.eos_token_id,
         "pad_token_id": config.pad_token_id,
     }
+    if config.mtp_layer == "scmoe":
+        fields["nextn_use_scmoe"] = True
     if attention.latent_norm_eps != MLAConfig.latent_norm_eps:
         fields["latent_norm_eps"] = attention.latent_norm_eps
     if router.expected_ffn_experts is not None:

@@ -1,4 +1,4 @@
-"""The model: embedding, ScMoE layers, final norm, output head, and the dense MTP head.
+"""The model: embedding, ScMoE layers, final norm, output head, and the MTP head.
 
 State-dict names are those of the released checkpoint, but for experts, which are stacked:
 `model.layers.i.mlp.experts.{gate_up_proj [N,2F,D], down_proj [N,D,F]}`.
@@ -134,11 +134,11 @@ class FlashModel(nn.Module):
         head = self.model.mtp
         if head is None:
             raise ConfigError("this model has no MTP head (num_nextn_predict_layers is 0)")
-        layer_cache = None if cache is None else cache.layers[-1]
-        past = 0 if layer_cache is None else layer_cache.length
+        own = None if cache is None else cache.layers[2 * self.config.num_layers :]
+        past = 0 if own is None else own[0].length
         places = find_places(next_ids, attention_mask, document_ids, cache, past)
-        visible = places.visible if cache is None else layer_cache
-        drafted = head(hidden, next_ids, places.positions, visible)
+        caches = [places.visible] * self.config.mtp_attentions if own is None else own
+        drafted = head(hidden, next_ids, places.positions, caches, places.token_mask)
         return self.lm_head(drafted), drafted
 
     def _check(self, input_ids: Tensor, attention_mask: Tensor | None, past: int) -> None:
@@ -191,7 +191,7 @@ class FlashModel(nn.Module):
         """An empty latent cache for the main model's attentions and the draft head's."""
         weight = self.lm_head.weight
         return DenseLatentCache(
-            2 * self.config.num_layers + self.config.num_nextn_predict_layers,
+            2 * self.config.num_layers + self.config.mtp_attentions,
             batch,
             max_tokens,
             self.config.attention.kv_lora_rank,

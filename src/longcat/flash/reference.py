@@ -255,14 +255,21 @@ def forward(weights: Weights, config: Config, ids: Ids) -> Forward:
 
 
 def draft(weights: Weights, config: Config, hidden: Array, next_ids: Ids) -> Array:
-    """The MTP head (report 2.4): hidden [T,D] at t and tokens [T] at t+1 to logits at t+2."""
+    """The MTP head (report 2.4): hidden [T,D] at t and tokens [T] at t+1 to logits at t+2.
+
+    Its layer is dense, or a whole ScMoE layer where config has `nextn_use_scmoe` (table 5).
+    """
     eps, name = config["rms_norm_eps"], "model.mtp.layers.0"
     embedded = get(weights, "model.mtp.embed_tokens.weight")[next_ids]
     e = rms_norm(weights, f"{name}.enorm.m", embedded, eps)
     h = rms_norm(weights, f"{name}.hnorm.m", hidden, eps)
     z = linear(weights, f"{name}.eh_proj", np.concatenate([e, h], axis=-1))
-    normed = rms_norm(weights, f"{name}.input_layernorm", z, eps)
-    z = z + attention(weights, f"{name}.self_attn", config, normed, np.arange(len(z)))
-    normed = rms_norm(weights, f"{name}.post_attention_layernorm", z, eps)
-    z = z + dense_ffn(weights, f"{name}.transformer_layer.mlp", normed)
+    positions = np.arange(len(z))
+    if config.get("nextn_use_scmoe"):
+        z, _ = block(weights, f"{name}.transformer_layer", config, z, positions)
+    else:
+        normed = rms_norm(weights, f"{name}.input_layernorm", z, eps)
+        z = z + attention(weights, f"{name}.self_attn", config, normed, positions)
+        normed = rms_norm(weights, f"{name}.post_attention_layernorm", z, eps)
+        z = z + dense_ffn(weights, f"{name}.transformer_layer.mlp", normed)
     return linear(weights, "lm_head", rms_norm(weights, "model.mtp.norm", z, eps))

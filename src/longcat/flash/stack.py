@@ -59,4 +59,4 @@ class FlashStack(nn.Module):
             for _ in range(config.num_layers)
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, **made)
-        self.mtp = MTPHead(config, self.embed_tokens, **made) if config.has_mtp else None
+        self.mtp = MTPHead(config, self.embed_tokens, balance, **made) if config.has_mtp else None

@@ -4,5 +4,15 @@ from longcat.moe.block import Attention, ScMoEBlock
 from longcat.moe.config import MoEConfig
 from longcat.moe.ffn import DenseFFN
 from longcat.moe.mixture import Experts, MoE, MoERecord
+from longcat.moe.standard import StandardBlock
 
-__all__ = ["Attention", "DenseFFN", "Experts", "MoE", "MoEConfig", "MoERecord", "ScMoEBlock"]
+__all__ = [
+    "Attention",
+    "DenseFFN",
+    "Experts",
+    "MoE",
+    "MoEConfig",
+    "MoERecord",
+    "ScMoEBlock",
+    "StandardBlock",
+]

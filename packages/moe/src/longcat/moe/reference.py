@@ -59,3 +59,20 @@ def scmoe_block(
     h3 = h2 + attentions[1](input_norms[1](h2))
     h4 = h3 + ffns[1](post_norms[1](h3))
     return h4 + m
+
+
+def standard_block(
+    x: Array,
+    *,
+    attentions: tuple[Function, Function],
+    ffns: tuple[Function, Function],
+    moe: Function,
+    input_norms: tuple[Function, Function],
+    post_norms: tuple[Function, Function],
+) -> Array:
+    """The same layer without the shortcut: the mixture reads u just before it is added."""
+    h1 = x + attentions[0](input_norms[0](x))
+    h2 = h1 + ffns[0](post_norms[0](h1))
+    h3 = h2 + attentions[1](input_norms[1](h2))
+    u = post_norms[1](h3)
+    return h3 + ffns[1](u) + moe(u)
