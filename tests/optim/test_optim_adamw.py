@@ -10,6 +10,7 @@ from torch import nn
 from longcat.optim import (
     GradientMonitor,
     adamw,
+    cosine,
     hidden_z_loss,
     parameter_groups,
     reference,
@@ -125,3 +126,32 @@ def test_the_schedule_warms_up_stays_and_decays():
     assert factor(2.0) == pytest.approx(0.0)
     with pytest.raises(ValueError, match="warmup \\+ decay <= 1"):
         warmup_stable_decay(0.5, warmup=0.8, decay=0.3)
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.1, 0.4])
+@pytest.mark.parametrize("final", [0.0, 0.1])
+def test_both_schedules_agree_with_their_definitions(warmup, final):
+    progress = np.linspace(0, 1, 201)
+    for got, want in (
+        (
+            [warmup_stable_decay(p, warmup=warmup, decay=0.3, final=final) for p in progress],
+            reference.warmup_stable_decay(progress, warmup=warmup, decay=0.3, final=final),
+        ),
+        (
+            [cosine(p, warmup=warmup, final=final) for p in progress],
+            reference.cosine(progress, warmup=warmup, final=final),
+        ),
+    ):
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-12)
+        assert got[-1] == pytest.approx(final)
+        assert max(got) <= 1 + 1e-12
+
+
+def test_the_cosine_is_half_way_down_half_way_through_what_follows_warm_up():
+    assert cosine(0.05, warmup=0.1) == pytest.approx(0.5)
+    assert cosine(0.1, warmup=0.1) == 1
+    assert cosine(0.55, warmup=0.1) == pytest.approx(0.5)
+    assert cosine(2.0, warmup=0.1) == 0
+    assert cosine(1.0, warmup=1.0) == 1
+    with pytest.raises(ValueError, match=r"warmup is a fraction of the run, 0 to 1; got 1\.5"):
+        cosine(0.5, warmup=1.5)

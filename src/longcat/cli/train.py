@@ -13,6 +13,7 @@ import typer
 from longcat.cli.lr_search import ask_search, run_search
 from longcat.cli.training import (
     DEFAULT_STEPS,
+    check_schedule,
     chosen_settings,
     find_place,
     interruption,
@@ -69,6 +70,10 @@ def command(
     batch_size: Annotated[
         int | None, typer.Option(help="Windows per step.", show_default="8")
     ] = None,
+    micro_batches: Annotated[
+        int | None,
+        typer.Option(help="Shares of a step, one after another: less memory.", show_default="2"),
+    ] = None,
     seq_len: Annotated[
         int | None, typer.Option(help="Tokens per window.", show_default="256")
     ] = None,
@@ -78,6 +83,24 @@ def command(
     ] = None,
     lr: Annotated[
         float | None, typer.Option(help="Peak learning rate.", show_default="4e-3 x 128/width")
+    ] = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option(help="After warm-up: wsd (plateau, decay) or cosine.", show_default="wsd"),
+    ] = None,
+    warmup_steps: Annotated[
+        int | None, typer.Option(help="Steps of rising learning rate.", show_default="40")
+    ] = None,
+    decay: Annotated[
+        float | None,
+        typer.Option(help="Share of the run, at its end, that wsd falls.", show_default="0.3"),
+    ] = None,
+    grad_clip: Annotated[
+        float | None, typer.Option(help="Largest gradient norm.", show_default="1.0")
+    ] = None,
+    freeze_bias_at: Annotated[
+        int | None,
+        typer.Option(metavar="STEP", help="Stop the bias controller here.", show_default="never"),
     ] = None,
     vocab_size: Annotated[
         int | None, typer.Option(help="Entries of the tokenizer.", show_default="the preset's")
@@ -141,9 +164,15 @@ def command(
         "save_every": save_every,
         "keep": keep,
         "batch_size": batch_size,
+        "micro_batches": micro_batches,
         "seq_len": seq_len,
         "document_mask": document_mask,
         "lr": lr,
+        "schedule": schedule,
+        "warmup_steps": warmup_steps,
+        "decay": decay,
+        "grad_clip": grad_clip,
+        "freeze_bias_at": freeze_bias_at,
         "vocab_size": vocab_size,
         "precision": precision,
         "distill_steps": distill_steps,
@@ -155,6 +184,7 @@ def command(
     def say(text: str) -> None:
         console.print(f"  {text} ...", style="note")
 
+    check_schedule(wanted)
     workers = worker_count(processes)
     if search_lr is not None and (resume or quickstart):
         raise ValueError("train: --search-lr begins a search; leave out --resume and --quickstart")

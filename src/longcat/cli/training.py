@@ -30,6 +30,15 @@ def worker_count(processes: str) -> int | None:
     return int(processes)
 
 
+def check_schedule(wanted: dict[str, Any]) -> None:
+    """Refuse a flag that the asked-for schedule would leave without effect."""
+    if wanted.get("schedule") == "cosine" and "decay" in wanted:
+        raise ValueError(
+            "train: --decay belongs to --schedule wsd; a cosine falls from the end of warm-up on, "
+            "so leave one of the two out"
+        )
+
+
 def find_place(
     out: Path | None, wanted: dict[str, Any], resume: bool, quickstart: bool, console: "Console"
 ) -> tuple[Path, bool]:
@@ -78,7 +87,7 @@ def chosen_settings(wanted: dict[str, Any], quickstart: bool) -> "TrainSettings"
         defaults |= {"time_budget": QUICKSTART_SECONDS} if quickstart else {"steps": DEFAULT_STEPS}
     if quickstart:
         defaults["distill_steps"] = QUICKSTART_DISTILL_STEPS
-    if "batch_size" in wanted and wanted["batch_size"] % 2:
+    if wanted.get("batch_size", 2) % 2:
         defaults["micro_batches"] = 1
     return TrainSettings(**{**defaults, **wanted})
 

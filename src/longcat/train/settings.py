@@ -2,11 +2,12 @@
 
 import json
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from longcat.train.errors import RunError
 
 Precision = Literal["auto", "bf16", "float32", "float64"]
+Schedule = Literal["wsd", "cosine"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,14 +31,17 @@ class TrainSettings:
         seq_len: tokens per window.
         document_mask: keep the documents of a window apart: no attention across their borders,
             positions from 0 in each.
-        lr: peak learning rate. warmup_steps: steps of linear rise. decay: fraction of the run, at
-            its end, over which it falls to 0.
+        lr: peak learning rate. warmup_steps: steps of linear rise.
+        schedule: what follows, "wsd" (a plateau, then a linear fall to 0 over the last `decay` of
+            the run) or "cosine" (half a cosine to 0 over all that is left).
         weight_decay, beta1, beta2, eps, grad_clip: AdamW and the gradient-norm limit.
         mtp_weight: weight of the MTP head's cross entropy; 0 trains no head.
         z_loss_weight: lambda of the hidden z-loss (the report's figure 6 shows 1e-7).
         balance_weight: alpha of the balance loss, small enough for R_g < 0.1.
         balance_groups: D of the balance loss.
         mu, mu_final, mu_steps: gain of the bias controller, falling from mu to mu_final.
+        freeze_bias_at: steps after which the router biases stay as they are; None moves them to
+            the end.
         precision: arithmetic of the linears; "auto" is replaced by what was measured to be fast.
         width: hidden size, when it is not the preset's (`FlashConfig.widened`).
         width_ratio: width over that of the run whose `lr` this is; hidden and output matrices
@@ -63,6 +67,7 @@ class TrainSettings:
     document_mask: bool = False
     lr: float = 4e-3
     warmup_steps: int = 40
+    schedule: Schedule = "wsd"
     decay: float = 0.3
     weight_decay: float = 0.1
     beta1: float = 0.9
@@ -76,6 +81,7 @@ class TrainSettings:
     mu: float = 1.0
     mu_final: float = 0.1
     mu_steps: int = 400
+    freeze_bias_at: int | None = None
     precision: Precision = "auto"
     width: int | None = None
     width_ratio: float = 1.0
@@ -98,6 +104,7 @@ class TrainSettings:
             "--save-every": self.save_every,
             "--keep": self.keep,
             "--lr": self.lr,
+            "--grad-clip": self.grad_clip,
             "measure_every": self.measure_every,
             "--width": 1 if self.width is None else self.width,
             "width_ratio": self.width_ratio,
@@ -110,8 +117,18 @@ class TrainSettings:
                 "train: --distill-steps must not be negative, and needs a draft head; got "
                 f"{self.distill_steps} with mtp_weight={self.mtp_weight}"
             )
-        if self.seed < 0:
-            raise RunError(f"train: --seed must not be negative; got {self.seed}")
+        counted = {
+            "--seed": self.seed,
+            "--warmup-steps": self.warmup_steps,
+            "--freeze-bias-at": self.freeze_bias_at or 0,
+        }
+        for name, value in counted.items():
+            if value < 0:
+                raise RunError(f"train: {name} must not be negative; got {value}")
+        if self.schedule not in get_args(Schedule):
+            raise RunError(f"train: --schedule must be wsd or cosine; got {self.schedule}")
+        if not 0 <= self.decay <= 1:
+            raise RunError(f"train: --decay is a fraction of the run, 0 to 1; got {self.decay}")
         if self.micro_batches < 1 or self.batch_size % self.micro_batches:
             raise RunError(
                 f"train: a batch of {self.batch_size} windows cannot be cut into "

@@ -17,6 +17,7 @@ from longcat.flash import FlashConfig, FlashModel
 from longcat.optim import (
     GradientMonitor,
     adamw,
+    cosine,
     set_learning_rate,
     warmup_stable_decay,
 )
@@ -126,13 +127,18 @@ class Trainer:
 
     @property
     def learning_rate(self) -> float:
-        """Of the next step: linear warm-up by steps, a plateau, a linear decay by progress."""
-        warmup = self.settings.warmup_steps
-        if self.settings.steps is not None:
-            warmup = min(warmup, self.settings.steps // 4)
+        """Of the next step: linear warm-up by steps, then the schedule by progress."""
+        settings, progress = self.settings, self.progress
+        warmup, share = settings.warmup_steps, 0.0
+        if settings.steps is not None:
+            warmup = min(warmup, settings.steps // 4)
+            share = warmup / settings.steps
         rise = min(1.0, (self.step + 1) / max(1, warmup))
-        fall = warmup_stable_decay(self.progress, warmup=0.0, decay=self.settings.decay)
-        return self.settings.lr * rise * fall
+        if settings.schedule == "cosine":
+            fall = cosine(max(progress, share), warmup=share)
+        else:
+            fall = warmup_stable_decay(progress, warmup=0.0, decay=settings.decay)
+        return settings.lr * rise * fall
 
     def start_clock(self) -> None:
         """Leave what was done until now (loading, saving) out of the next step's time."""
@@ -199,7 +205,10 @@ class Trainer:
 
     @torch.no_grad()
     def _control(self) -> None:
-        """Move the router biases by the counts of the global batch."""
+        """Move the router biases by the counts of the global batch, until they are frozen."""
+        freeze = self.settings.freeze_bias_at
+        if freeze is not None and self.step >= freeze:
+            self.controller.frozen = True
         routers = [layer.mlp.router for layer in self._layers()]
         bias = torch.stack([router.e_score_correction_bias for router in routers])
         fresh = self.controller.update(bias, self.tally.counts.round().to(torch.int64))

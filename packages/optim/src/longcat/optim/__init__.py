@@ -3,7 +3,7 @@
 from longcat.optim.adamw import adamw, parameter_groups, set_learning_rate
 from longcat.optim.growth import source_layer, stacked_names, stacked_rows
 from longcat.optim.monitor import GradientMonitor, GradientReading
-from longcat.optim.schedules import warmup_stable_decay
+from longcat.optim.schedules import cosine, warmup_stable_decay
 from longcat.optim.transfer import learning_rate_factor, role_of, variance_factor, width_ratio
 from longcat.optim.z_loss import hidden_z_loss
 
@@ -11,6 +11,7 @@ __all__ = [
     "GradientMonitor",
     "GradientReading",
     "adamw",
+    "cosine",
     "hidden_z_loss",
     "learning_rate_factor",
     "parameter_groups",

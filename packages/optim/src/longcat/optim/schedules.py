@@ -1,4 +1,9 @@
-"""Learning-rate factors as plain functions of progress: warm-up, a plateau, a linear decay."""
+"""Learning-rate factors as plain functions of progress; `reference.py` defines them.
+
+The report does not publish its schedule; these are the two in common use.
+"""
+
+import math
 
 
 def warmup_stable_decay(
@@ -25,3 +30,23 @@ def warmup_stable_decay(
     if decay and progress > 1 - decay:
         return final + (1 - final) * (1 - progress) / decay
     return 1.0
+
+
+def cosine(progress: float, *, warmup: float, final: float = 0.0) -> float:
+    """The factor at `progress`: a linear rise over `warmup`, then half a cosine to `final`.
+
+    Args:
+        progress, warmup, final: as for `warmup_stable_decay`.
+
+    Raises:
+        ValueError: when warm-up is no fraction of the run.
+    """
+    if not 0 <= warmup <= 1:
+        raise ValueError(f"schedule: warmup is a fraction of the run, 0 to 1; got {warmup}")
+    progress = min(max(progress, 0.0), 1.0)
+    if progress < warmup:
+        return progress / warmup
+    if warmup == 1:
+        return 1.0
+    fallen = (progress - warmup) / (1 - warmup)
+    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * fallen))

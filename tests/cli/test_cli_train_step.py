@@ -1,0 +1,58 @@
+"""The flags of a step reach the run and stay with it; contradictions are refused."""
+
+import json
+
+import pytest
+
+from longcat.cli.main import main
+
+SMALL = ["--batch-size", "4", "--seq-len", "16", "--vocab-size", "300", "--precision", "float32"]
+FLAGS = {
+    "--schedule": "cosine",
+    "--warmup-steps": 1,
+    "--grad-clip": 0.5,
+    "--micro-batches": 4,
+    "--freeze-bias-at": 1,
+    "--document-mask": True,
+}
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("def alpha(count):\n    return count + 12\n\n" * 60)
+    return tmp_path
+
+
+def train(*arguments):
+    return main(["train", "--out", "run", "--processes", "1", *arguments])
+
+
+def test_every_flag_reaches_the_run_and_a_resume_keeps_it(place, capsys):
+    words = [w for flag, v in FLAGS.items() for w in ([flag] if v is True else [flag, str(v)])]
+    assert train("--data", "text.txt", "--steps", "2", *words, *SMALL) == 0, capsys.readouterr().err
+    assert train("--resume", "--steps", "3") == 0, capsys.readouterr().err
+    (newest,) = sorted((place / "run" / "state").glob("step-*3"))
+    saved = json.loads((newest / "settings.json").read_text())
+    assert {f"--{n.replace('_', '-')}": saved[n] for n in saved} | FLAGS == {
+        f"--{n.replace('_', '-')}": saved[n] for n in saved
+    }
+    assert json.loads((newest / "trainer.json").read_text())["controller"]["frozen"] is True
+    capsys.readouterr()
+    assert train("--resume", "--steps", "4", "--schedule", "wsd") == 2
+    assert "schedule is 'cosine', not 'wsd'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--schedule", "cosine", "--decay", "0.2"], "--decay belongs to --schedule wsd"),
+        (["--schedule", "linear"], "--schedule must be wsd or cosine; got linear"),
+        (["--micro-batches", "3"], "cannot be cut into 3 equal micro-batches"),
+        (["--grad-clip", "0"], "--grad-clip must be positive"),
+    ],
+)
+def test_contradictions_are_refused_before_anything_is_written(place, capsys, flags, words):
+    assert train("--data", "text.txt", "--steps", "2", *SMALL, *flags) == 2
+    assert words in " ".join(capsys.readouterr().err.split())
+    assert not (place / "run").exists()
