@@ -1,4 +1,4 @@
-"""`longcat bench`: speed on this machine, written down with the machine it was measured on."""
+"""`longcat bench`: speed, and the report's figures in small, with the machine that made them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import typer
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
-    help="Measure speed on this machine. Example: longcat bench kernels",
+    help="Measure speed on this machine, and repeat the report's figures in small. "
+    "Example: longcat bench kernels",
 )
 
 Out = Annotated[Path, typer.Option(file_okay=False, help="The folder for the results' file.")]
@@ -25,6 +26,13 @@ class Device(StrEnum):
 
     cpu = "cpu"
     cuda = "cuda"
+
+
+class Size(StrEnum):
+    """How large the trainings of `bench paper` are."""
+
+    quick = "quick"
+    full = "full"
 
 
 @app.command()
@@ -74,6 +82,64 @@ def train(out: Out = RESULTS, rounds: Rounds = 7, as_json: AsJson = False) -> No
         "x_transformers": ("x theirs", "{:.2f}"),
     }
     _publish(out / "train-cpu.json", document, "{shape}, {precision}", columns, as_json)
+
+
+@app.command()
+def paper(
+    figure: Annotated[
+        list[int] | None, typer.Option(help="A figure by number; repeat for more. Default: all.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=2, help="Trainings of each arm.")] = 3,
+    scale: Annotated[Size, typer.Option(help="How large the trainings are.")] = Size.quick,
+    out: Annotated[Path, typer.Option(file_okay=False, help="The folder for the pages.")] = Path(
+        "docs/results"
+    ),
+    results: Annotated[
+        Path, typer.Option(file_okay=False, help="The folder for the figures' documents.")
+    ] = RESULTS,
+    work: Annotated[
+        Path, typer.Option(file_okay=False, help="Where finished trainings are kept.")
+    ] = Path("bench/cache"),
+    minutes: Annotated[
+        float | None, typer.Option(min=0, help="Begin no training after so many minutes.")
+    ] = None,
+    pages: Annotated[
+        bool, typer.Option("--pages", help="Train nothing; write the pages anew.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what the data say.")] = False,
+) -> None:
+    """Repeat the report's figures in small: train, store, plot, and say what is seen.
+
+    Every finished training is kept at once: interrupt it, and the same command goes on. At
+    --scale quick a figure takes minutes on one core.
+
+    Example: longcat bench paper --figure 1 --minutes 4
+    """
+    from longcat.cli.benchmarks.paper import publish
+
+    wanted = publish.chosen(figure or [])
+    if not pages:
+        publish.measure(
+            wanted,
+            scale=scale.value,
+            seeds=seeds,
+            results=results,
+            work=work,
+            minutes=minutes,
+            say=lambda line: typer.echo(line, err=True),
+        )
+    written = publish.write_pages(results, out)
+    said = publish.statements(wanted, results)
+    if as_json:
+        import json
+
+        typer.echo(json.dumps({"figures": said}, indent=2))
+        return
+    for one in said:
+        typer.echo(f"figure {one['figure']}: {one['title']}")
+        for statement in one["statements"]:
+            typer.echo(f"  [{'seen' if statement['seen'] else 'not seen'}] {statement['text']}")
+    typer.echo(f"written: {', '.join(str(path) for path in written)}")
 
 
 def _publish(

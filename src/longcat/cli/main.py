@@ -28,7 +28,7 @@ COMMANDS: dict[str, str] = {
     "export": "Write a checkpoint in another format.",
     "demo": "Watch one mechanism work, and check its claim.",
     "tutorial": "Read a tutorial here, its code executed as you go.",
-    "bench": "Measure speed on this machine.",
+    "bench": "Measure speed on this machine, and repeat the report's figures in small.",
 }
 
 

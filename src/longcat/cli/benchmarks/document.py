@@ -96,10 +96,15 @@ def _table(document: dict[str, Any], case: str, columns: Columns) -> Any:
 
 def write(path: Path, document: dict[str, Any]) -> None:
     """The whole file or none of it."""
+    write_text(path, json.dumps(document, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """The whole file or none of it."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(json.dumps(document, indent=2) + "\n")
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, 0o644)

@@ -6,8 +6,7 @@ one every step. transformers runs at its best: fused attention (sdpa), no cache,
 whichever of its two ways is faster: autocast over float32 weights, or everything in bfloat16. It
 has no MTP head, so neither model has one here.
 
-What a step is worth is counted in model operations: 6 per token and weight that the token used
-(identity experts use none), and the causal half of the attention's scores; not the optimizer.
+What a step is worth is counted in model operations (`operations.training_operations`).
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from longcat.cli.benchmarks.operations import training_operations
 from longcat.flash import FlashConfig, FlashModel
-from longcat.flash.accounting import count_parameters
 from longcat.kernels import onednn
 from longcat.optim import adamw
 
@@ -168,17 +167,11 @@ def batch(vocab_size: int, generator: torch.Generator) -> Tensor:
 
 def model_operations(config: FlashConfig, model: nn.Module) -> float:
     """Operations of one step, with the FFN experts that the router chooses for one batch."""
-    a, counted = config.attention, count_parameters(config)
     ids = batch(config.vocab_size, torch.Generator().manual_seed(1))
     with torch.no_grad():
         counts = model(ids[:, :-1]).counts
     chosen = float(counts[:, : config.router.n_routed_experts].sum())
-    always = counted.activated_min - config.num_layers * counted.expert_parameters * max(
-        0, config.router.top_k - config.router.zero_expert_num
-    )
-    pairs = 2 * config.num_layers * BATCH * a.num_heads * TOKENS * (TOKENS + 1) / 2
-    weights = always * BATCH * TOKENS + counted.expert_parameters * chosen
-    return 6 * weights + 6 * pairs * (a.qk_head_dim + a.v_head_dim)
+    return training_operations(config, sequences=BATCH, seq_len=TOKENS, ffn_slots=chosen)
 
 
 def products(precision: str) -> dict[str, Callable[[], object]]:

@@ -4,16 +4,15 @@ The SVG takes its colours from the page's CSS (`--ffn`, `--zero`, ... and `curre
 file serves the light and the dark palette; the theme's values are the fallback elsewhere.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from html import escape
 
 from rich.console import Group
 from rich.text import Text
 
+from longcat.cli.pages.svg import nice_axis, paint, spread, svg, text
 from longcat.cli.ui.plot import Line
-from longcat.cli.ui.theme import CYCLE, ROLES, style
+from longcat.cli.ui.theme import CYCLE, style
 
 _WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM = 720, 46, 150, 16, 40
 
@@ -50,7 +49,7 @@ class Curves:
         values = [v for one in self.series.values() for v in one]
         if self.target is not None:
             values.append(self.target)
-        low, high, ticks = _nice_axis(min(values), max(values))
+        low, high, ticks = nice_axis(min(values), max(values))
         steps = max(len(one) for one in self.series.values()) - 1
         right, bottom = _WIDTH - _RIGHT, self.height - _BOTTOM
 
@@ -63,24 +62,24 @@ class Curves:
         parts = []
         for tick in ticks:
             parts.append(f'<path class="grid" d="M{_LEFT} {y(tick):.1f}H{right}"/>')
-            parts.append(_text(_LEFT - 8, y(tick) + 4, f"{tick:g}", "end"))
+            parts.append(text(_LEFT - 8, y(tick) + 4, f"{tick:g}", "end"))
         for step in (0, steps // 2, steps):
-            parts.append(_text(x(step), bottom + 18, str(step), "middle"))
-        parts.append(_text((_LEFT + right) / 2, bottom + 34, "step", "middle"))
-        parts.append(_text(_LEFT - 34, _TOP, self.y_label, "start", strong=True))
+            parts.append(text(x(step), bottom + 18, str(step), "middle"))
+        parts.append(text((_LEFT + right) / 2, bottom + 34, "step", "middle"))
+        parts.append(text(_LEFT - 34, _TOP, self.y_label, "start", strong=True))
         if self.target is not None:
             parts.append(f'<path class="target" d="M{_LEFT} {y(self.target):.1f}H{right}"/>')
         labels = []
         for index, (name, one) in enumerate(self.series.items()):
             role = self._role(index, name)
             points = " ".join(f"{x(i):.1f},{y(v):.1f}" for i, v in enumerate(one))
-            parts.append(f'<polyline style="stroke:{_paint(role)}" points="{points}"/>')
+            parts.append(f'<polyline style="stroke:{paint(role)}" points="{points}"/>')
             labels.append((y(one[-1]), name, role))
         if self.target is not None:
             labels.append((y(self.target), f"target {self.target:g}", ""))
-        for height, name, role in _spread(labels):
-            parts.append(_text(right + 8, height + 4, name, "start", fill=_paint(role)))
-        return _svg(_WIDTH, self.height, self.title, parts)
+        for height, name, role in spread(labels):
+            parts.append(text(right + 8, height + 4, name, "start", fill=paint(role)))
+        return svg(_WIDTH, self.height, self.title, parts)
 
 
 @dataclass(frozen=True)
@@ -116,22 +115,22 @@ class Choices:
         cell, left, top = 28, 96, 34
         gap = 18  # between FFN and identity experts
         parts = [
-            _text(left, 20, f"{self.n_ffn} FFN experts", "start", fill=_paint("ffn")),
-            _text(
+            text(left, 20, f"{self.n_ffn} FFN experts", "start", fill=paint("ffn")),
+            text(
                 left + self.n_ffn * cell + gap,
                 20,
                 f"{self.n_experts - self.n_ffn} identity experts",
                 "start",
-                fill=_paint("zero"),
+                fill=paint("zero"),
             ),
         ]
         for row, (label, chosen) in enumerate(self.rows.items()):
             y = top + row * cell
-            parts.append(_text(left - 12, y + 18, label, "end"))
+            parts.append(text(left - 12, y + 18, label, "end"))
             for expert in range(self.n_experts):
                 x = left + expert * cell + (gap if expert >= self.n_ffn else 0)
                 role = "ffn" if expert < self.n_ffn else "zero"
-                look = f"fill:{_paint(role)}" if expert in chosen else ""
+                look = f"fill:{paint(role)}" if expert in chosen else ""
                 kind = "cell" if expert in chosen else "cell empty"
                 parts.append(
                     f'<rect class="{kind}" x="{x}" y="{y}" width="{cell - 5}" '
@@ -139,48 +138,6 @@ class Choices:
                 )
             used = sum(e < self.n_ffn for e in chosen)
             x = left + self.n_experts * cell + gap + 10
-            parts.append(_text(x, y + 18, f"{used} FFN", "start", fill=_paint("ffn")))
+            parts.append(text(x, y + 18, f"{used} FFN", "start", fill=paint("ffn")))
         width = left + self.n_experts * cell + gap + 80
-        return _svg(width, top + len(self.rows) * cell + 6, self.title, parts)
-
-
-def _paint(role: str) -> str:
-    return f"var(--{role},{ROLES[role]})" if role else "currentColor"
-
-
-def _text(
-    x: float, y: float, text: str, anchor: str, *, fill: str = "currentColor", strong: bool = False
-) -> str:
-    weight = ' font-weight="600"' if strong else ""
-    return (
-        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" style="fill:{fill}"{weight}>'
-        f"{escape(text)}</text>"
-    )
-
-
-def _svg(width: int, height: int, title: str, parts: Sequence[str]) -> str:
-    # One line and no blank ones: a blank line would end the HTML block in Markdown.
-    return (
-        f'<figure class="figure"><svg viewBox="0 0 {width} {height}" role="img" '
-        f'xmlns="http://www.w3.org/2000/svg"><title>{escape(title)}</title>{"".join(parts)}</svg>'
-        f"<figcaption>{escape(title)}</figcaption></figure>\n"
-    )
-
-
-def _nice_axis(low: float, high: float) -> tuple[float, float, list[float]]:
-    """Limits and ticks at a step of 1, 2 or 5 times a power of ten, three to six of them."""
-    span = (high - low) or 1.0
-    power = 10.0 ** math.floor(math.log10(span / 4))
-    step = next(power * m for m in (1, 2, 5, 10) if span / (power * m) <= 5)
-    first, last = math.floor(low / step), math.ceil(high / step)
-    ticks = [round(i * step, 10) for i in range(first, last + 1)]
-    return ticks[0], ticks[-1], ticks
-
-
-def _spread(labels: Sequence[tuple[float, str, str]]) -> list[tuple[float, str, str]]:
-    """Push labels apart downwards until each has a line of its own."""
-    placed: list[tuple[float, str, str]] = []
-    for height, name, role in sorted(labels):
-        lowest = placed[-1][0] + 17 if placed else -math.inf
-        placed.append((max(height, lowest), name, role))
-    return placed
+        return svg(width, top + len(self.rows) * cell + 6, self.title, parts)
