@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from longcat.kernels import combine, experts, permute
 from longcat.moe.config import MoEConfig
+from longcat.moe.expert_parallel import ExpertParallel
 from longcat.router import BalanceLoss, Router, Routing
 
 
@@ -25,6 +26,8 @@ class Experts(nn.Module):
     Attributes:
         gate_up_proj: [N, 2F, D], gate rows first.
         down_proj: [N, D, F].
+        parallel: the processes that share the experts, None when all are here. After `split`
+            the parameters hold this process's N/P experts.
     """
 
     def __init__(
@@ -33,6 +36,7 @@ class Experts(nn.Module):
         super().__init__()
         n, d = config.router.n_routed_experts, config.router.hidden_size
         f = config.expert_ffn_hidden_size
+        self.parallel: ExpertParallel | None = None
         self.gate_up_proj = nn.Parameter(torch.empty(n, 2 * f, d, device=device, dtype=dtype))
         self.down_proj = nn.Parameter(torch.empty(n, d, f, device=device, dtype=dtype))
         if self.gate_up_proj.numel():
@@ -41,7 +45,25 @@ class Experts(nn.Module):
 
     def forward(self, x_sorted: Tensor, offsets: Tensor) -> Tensor:
         """x_sorted [S, D] grouped by expert, offsets [N] (group ends) to [S, D]."""
+        if self.parallel is not None:
+            return self.parallel.run(x_sorted, offsets, self._own)
+        return self._own(x_sorted, offsets)
+
+    def _own(self, x_sorted: Tensor, offsets: Tensor) -> Tensor:
         return experts(x_sorted, self.gate_up_proj, self.down_proj, offsets)
+
+    def split(self, parallel: ExpertParallel) -> None:
+        """Keep only this process's experts; from now on `forward` is a collective operation.
+
+        The gradient of an own expert is then complete over the group, with no further sum.
+
+        Raises:
+            ValueError: when the processes cannot share the experts evenly.
+        """
+        mine = parallel.owned(len(self.down_proj))
+        self.gate_up_proj = nn.Parameter(self.gate_up_proj.detach()[mine].clone())
+        self.down_proj = nn.Parameter(self.down_proj.detach()[mine].clone())
+        self.parallel = parallel
 
 
 @dataclass(frozen=True, kw_only=True)

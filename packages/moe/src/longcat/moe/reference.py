@@ -2,7 +2,7 @@
 
 Shapes: T tokens, D width, N FFN experts, K top-k.
 
-Source: report sections 2.1.1 (equation 1) and 2.2 (figure 2).
+Source: report sections 2.1.1 (equation 1), 2.2 (figure 2) and 5 (expert parallelism).
 """
 
 from collections.abc import Callable
@@ -40,6 +40,41 @@ def mixture(
                 x = swiglu_ffn(x, w[:width], w[width:], down[expert])
             y[token] += gate * x[0]
     return y
+
+
+def split_mixture(
+    parts: list[tuple[Array, NDArray[np.int64], Array]], gate_up: Array, down: Array
+) -> tuple[list[Array], NDArray[np.int64]]:
+    """`mixture` with the experts split over P processes, here P loops: the definition.
+
+    Args:
+        parts: per process its own (u [T,D], indices [T,K], gates [T,K]).
+        gate_up, down: all N experts; process r owns those from r*N/P on.
+
+    Returns:
+        (per process its y [T,D], rows [P,P]: how many rows process s sends to process r).
+    """
+    processes, n_ffn = len(parts), len(gate_up)
+    width, share = down.shape[-1], n_ffn // processes
+    sent = np.zeros((processes, processes), dtype=np.int64)
+    inbox: list[list[tuple[int, int, int, float, Array]]] = [[] for _ in range(processes)]
+    results = []
+    for sender, (u, indices, gates) in enumerate(parts):
+        y = np.zeros_like(u, dtype=np.float64)
+        for token in range(len(u)):
+            for expert, gate in zip(indices[token], gates[token], strict=True):
+                if expert >= n_ffn:  # an identity slot: answered here, never sent
+                    y[token] += gate * u[token]
+                else:
+                    inbox[expert // share].append((sender, token, expert, gate, u[token]))
+                    sent[sender, expert // share] += 1
+        results.append(y)
+    for rows in inbox:
+        for sender, token, expert, gate, x in rows:
+            w = gate_up[expert]
+            back = swiglu_ffn(x[None], w[:width], w[width:], down[expert])[0]
+            results[sender][token] += gate * back
+    return results, sent
 
 
 def scmoe_block(
