@@ -277,7 +277,7 @@ def test_gradients_are_means_over_all_targets_of_the_batch_however_it_is_cut(kit
         settings = kit.settings(precision="float64", micro_batches=parts, balance_weight=0.0)
         trainer = kit.trainer(settings, tokens=documents)
         captured = []
-        trainer.optimizer.step = lambda: captured.append(trainer._gradients.clone())
+        trainer.optimizer.step = lambda: captured.append(trainer.pieces.gradients.clone())
         trainer.train_step()
         return captured[0]
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.distributed import FileStore  # type: ignore[attr-defined]
 
 from longcat.train.errors import RunError
+from longcat.train.parallel.layout import Layout
 
 Store = Any  # torch gives its FileStore no types
 
@@ -25,14 +26,16 @@ class Exchange:
 
     Attributes:
         rank: this process, 0 owns terminal and files. world: processes.
+        layout: how they divide the model.
     """
 
-    def __init__(self, rank: int = 0, world: int = 1) -> None:
+    def __init__(self, rank: int = 0, world: int = 1, layout: Layout | None = None) -> None:
         self.rank = rank
         self.world = world
+        self.layout = layout or Layout()
 
-    def sum_(self, tensor: Tensor) -> None:
-        """Replace tensor by its sum over all processes, the same bits in each.
+    def sum_(self, tensor: Tensor, group: dist.ProcessGroup | None = None) -> None:
+        """Replace tensor by its sum over all processes (of a group), the same bits in each.
 
         Raises:
             RunError: when another process is gone.
@@ -40,7 +43,7 @@ class Exchange:
         if self.world == 1:
             return
         try:
-            dist.all_reduce(tensor)
+            dist.all_reduce(tensor, group=group)
         except RuntimeError as error:
             raise RunError(
                 f"train: a process of this run ended before the others: {_first_line(error)}"
@@ -57,7 +60,7 @@ def open_store(path: str, world: int) -> Store:
     return FileStore(path, world)
 
 
-def meet(store: Store, rank: int, world: int) -> Exchange:
+def meet(store: Store, rank: int, world: int, layout: Layout | None = None) -> Exchange:
     """Wait for all processes and return the exchange between them."""
     loopback = "lo0" if sys.platform == "darwin" else "lo"
     os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
@@ -65,7 +68,7 @@ def meet(store: Store, rank: int, world: int) -> Exchange:
     dist.init_process_group(
         "gloo", store=store, rank=rank, world_size=world, timeout=timedelta(minutes=30)
     )
-    return Exchange(rank, world)
+    return Exchange(rank, world, layout)
 
 
 def available_cores() -> int:

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from longcat.flash import FlashConfig, FlashModel
 from longcat.optim import (
-    GradientMonitor,
     adamw,
     cosine,
     set_learning_rate,
@@ -26,6 +25,7 @@ from longcat.train.batches import Windows
 from longcat.train.errors import DivergedError, RunError
 from longcat.train.exchange import Exchange
 from longcat.train.metrics import Record
+from longcat.train.parallel.pieces import divide
 from longcat.train.readings import record
 from longcat.train.settings import TrainSettings
 from longcat.train.step import (
@@ -80,8 +80,9 @@ class Trainer:
         self.model.balance.alpha = settings.balance_weight
         self.model.balance.groups = settings.balance_groups
         self.model.balance.scale = 1 / settings.micro_batches
+        self.pieces = divide(self.model, self.exchange, half=settings.precision == "bf16")
         self.optimizer = adamw(
-            self.model,
+            self.pieces,
             lr=settings.lr,
             betas=(settings.beta1, settings.beta2),
             eps=settings.eps,
@@ -99,19 +100,8 @@ class Trainer:
         self.cpu_seconds = 0.0
         self.stop_asked = False
         self._token_bytes = token_bytes
-        self._monitor = GradientMonitor(settings.eps)
         self.tally = Tally(config, settings.balance_groups)
-        self._gradients = self._flat_gradients()
         self._clock = (time.perf_counter(), time.process_time())
-
-    def _flat_gradients(self) -> torch.Tensor:
-        """One buffer that all gradients are views of, so that one all-reduce takes them all."""
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
-        flat = torch.zeros(sum(p.numel() for p in parameters), dtype=parameter_dtype(self.settings))
-        views = flat.split([p.numel() for p in parameters])
-        for parameter, view in zip(parameters, views, strict=True):
-            parameter.grad = view.view_as(parameter)
-        return flat
 
     @property
     def progress(self) -> float:
@@ -157,7 +147,7 @@ class Trainer:
         settings, tally = self.settings, self.tally
         measure = self.step % settings.measure_every == 0
         tally.clear()
-        self._gradients.zero_()
+        self.pieces.clear()
         whole = self.windows.batch(self.step)
         targets = count_targets(whole, document_start(self.config))
         share = settings.micro_batches // self.exchange.world
@@ -174,12 +164,12 @@ class Trainer:
                 measure=measure,
             )
         self._tell_clocks(stop)
-        self.exchange.sum_(self._gradients)
+        self.pieces.sum_()
         self.exchange.sum_(tally.row)
-        reading = self._monitor.read(self.model.parameters())
+        reading = self.pieces.read(settings.eps)
         self._check_finite(reading.norm)
         if reading.norm > settings.grad_clip:
-            self._gradients.mul_(settings.grad_clip / reading.norm)
+            self.pieces.scale(settings.grad_clip / reading.norm)
         lr = self.learning_rate
         set_learning_rate(self.optimizer, lr)
         self.optimizer.step()

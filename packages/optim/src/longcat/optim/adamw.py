@@ -6,11 +6,19 @@ of the gradient's RMS, which falls as models grow; below that range it has no ef
 """
 
 from collections.abc import Iterable
+from typing import Protocol
 
 import torch
 from torch import nn
 
 from longcat.optim.transfer import learning_rate_factor, role_of
+
+
+class HasParameters(Protocol):
+    """A module, or the pieces of one that a process holds."""
+
+    def named_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
+        """(name, parameter) of each."""
 
 
 def parameter_groups(
@@ -39,7 +47,7 @@ def parameter_groups(
 
 
 def adamw(
-    model: nn.Module,
+    model: HasParameters,
     *,
     lr: float,
     betas: tuple[float, float] = (0.9, 0.95),

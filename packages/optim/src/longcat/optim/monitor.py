@@ -46,7 +46,14 @@ class GradientMonitor:
                 norm=0.0, rms=0.0, smallest_rms=0.0, epsilon_meets_gradient=False
             )
         norms = torch.stack(torch._foreach_norm(gradients)).to(torch.float64)
-        sizes = torch.tensor([g.numel() for g in gradients], dtype=torch.float64)
+        return self.of(norms, torch.tensor([g.numel() for g in gradients]))
+
+    def of(self, norms: Tensor, sizes: Tensor) -> GradientReading:
+        """The same from the norm [P] and the number of elements [P] of each tensor.
+
+        For tensors whose pieces lie in several processes, which have summed their squares.
+        """
+        sizes = sizes.to(torch.float64)
         norm = float(norms.norm())
         per_tensor = norms.cpu() / sizes.sqrt()
         # Exact zeros belong to experts nobody chose, not to a vanishing gradient.

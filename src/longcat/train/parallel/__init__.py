@@ -1,0 +1,1 @@
+"""One run over several processes: layouts, torchrun, sharded snapshots, dead processes."""
