@@ -11,6 +11,7 @@ from longcat.optim import (
     GradientMonitor,
     adamw,
     cosine,
+    epsilon_share,
     hidden_z_loss,
     parameter_groups,
     reference,
@@ -82,6 +83,28 @@ def test_the_monitor_reads_norm_and_rms_and_warns_when_epsilon_comes_near():
     assert reading.smallest_rms == pytest.approx(reference.root_mean_square(gradient.numpy()))
     assert not reading.epsilon_meets_gradient
     assert GradientMonitor(eps=0.5).read(model.parameters()).epsilon_meets_gradient
+
+
+@pytest.mark.parametrize("eps", [1e-16, 0.05, 0.1, 10.0])
+def test_the_microscope_counts_coordinates_where_epsilon_reaches_the_denominator(eps):
+    model, moments = Small(), reference.Moments(np.zeros((5, 3)), np.zeros((5, 3)), 0)
+    optimizer = adamw(model, lr=0.0, eps=eps)
+    model.norm.requires_grad_(False)
+    assert epsilon_share(optimizer) == 0.0  # nothing has moved yet
+    for gradient in gradients():
+        gradient[0] = 0.0  # an expert that nobody chose
+        model.matrix.grad = gradient
+        optimizer.step()
+        _, moments = reference.adamw_step(
+            model.matrix.detach().numpy(), gradient.numpy(), moments, lr=0.0
+        )
+    want = reference.epsilon_share(moments.second, moments.step, eps=eps)
+    assert epsilon_share(optimizer) == pytest.approx(want)
+    # Controls: the untouched row is left out, and moments without correction give another share.
+    assert want == {1e-16: 0.0, 10.0: 1.0}.get(eps, want)
+    raw = np.sqrt(moments.second[1:])
+    if eps == 0.05:
+        assert 0 < want < np.mean(9 * eps > raw)
 
 
 def test_the_monitor_takes_a_model_without_gradients():

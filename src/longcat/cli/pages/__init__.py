@@ -3,6 +3,7 @@
 from longcat.cli.pages.blocks import Block, Fence, Prose, run_fence, split_page
 from longcat.cli.pages.chart import Choices, Curves
 from longcat.cli.pages.find import Tutorial, list_tutorials, open_tutorial
+from longcat.cli.pages.sweep import Sweep
 
 __all__ = [
     "Block",
@@ -10,6 +11,7 @@ __all__ = [
     "Curves",
     "Fence",
     "Prose",
+    "Sweep",
     "Tutorial",
     "list_tutorials",
     "open_tutorial",

@@ -97,13 +97,14 @@ def framed(
 
 
 def footer(
-    length: int, unit: str, label_width: int, columns: int, ascii_only: bool
+    first: str, last: str, label_width: int, columns: int, ascii_only: bool
 ) -> Iterator[Segment]:
-    """The horizontal axis from 0 to `length`, with its unit."""
+    """The horizontal axis with the labels of its two ends."""
     yield _axis(label_width, columns, ascii_only)
     yield Segment.line()
-    end = f"{unit} {length:,}"
-    text = "0" + end.rjust(columns - 1) if columns > len(end) + 1 else ""
+    first, last = (spell(text, ascii_only=ascii_only) for text in (first, last))
+    room = columns - len(first)
+    text = first + last.rjust(room) if room > len(last) else ""
     yield Segment(" " * (label_width + 2) + set_cell_size(text, columns), _DIM)
     yield Segment.line()
 

@@ -40,6 +40,7 @@ class Line:
         limits: lowest and highest value shown (the upper one may move up by a row, to have the
             target well inside its row); by default all of the data and the target.
         x_label: unit of the horizontal axis.
+        ends: what stands at the two ends of that axis, in place of 0 and the length.
     """
 
     series: Mapping[str, Sequence[float]]
@@ -51,6 +52,7 @@ class Line:
     roles: Mapping[str, str] | None = None
     limits: tuple[float, float] | None = None
     x_label: str = "step"
+    ends: tuple[str, str] | None = None
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
         width, ascii_only = options.max_width, options.ascii_only
@@ -87,7 +89,8 @@ class Line:
                 points = resample(self.series[name], 2 * columns, length)
                 grid.draw(trace(points, low, high, 2 * self.height), pen)
         yield from axes.framed(grid, ticks, label_width, ascii_only)
-        yield from axes.footer(length, self.x_label, label_width, columns, ascii_only)
+        first, last = self.ends or ("0", f"{self.x_label} {length:,}")
+        yield from axes.footer(first, last, label_width, columns, ascii_only)
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
         return Measurement(min(_MIN_WIDTH, options.max_width), options.max_width)

@@ -2,7 +2,7 @@
 
 from longcat.optim.adamw import adamw, parameter_groups, set_learning_rate
 from longcat.optim.growth import source_layer, stacked_names, stacked_rows
-from longcat.optim.monitor import GradientMonitor, GradientReading
+from longcat.optim.monitor import GradientMonitor, GradientReading, epsilon_share
 from longcat.optim.schedules import cosine, warmup_stable_decay
 from longcat.optim.transfer import learning_rate_factor, role_of, variance_factor, width_ratio
 from longcat.optim.z_loss import hidden_z_loss
@@ -12,6 +12,7 @@ __all__ = [
     "GradientReading",
     "adamw",
     "cosine",
+    "epsilon_share",
     "hidden_z_loss",
     "learning_rate_factor",
     "parameter_groups",

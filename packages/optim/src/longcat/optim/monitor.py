@@ -1,5 +1,8 @@
 """Gradient norm, gradient RMS, and how close Adam's epsilon has come to it.
 
+`GradientMonitor` looks at whole tensors before a step, `epsilon_share` at single coordinates after
+it.
+
 Source: report section 3.1.3 (the loss deteriorates once epsilon reaches the range of gradient
 RMS values: about 2e-6 to 8e-5 for a model of 400 M parameters).
 """
@@ -65,3 +68,30 @@ class GradientMonitor:
             smallest_rms=smallest,
             epsilon_meets_gradient=0 < smallest < 10 * self.eps,
         )
+
+
+def epsilon_share(optimizer: torch.optim.Optimizer) -> float:
+    """Share of coordinates in whose last step epsilon is over a tenth of Adam's denominator.
+
+    $$\\epsilon > \\tfrac{1}{10} (\\sqrt{\\hat v} + \\epsilon)$$
+
+    There epsilon, not the gradient, begins to decide how far a weight moves. Coordinates that
+    never had a gradient (an expert nobody chose) do not move at all and are left out.
+
+    Args:
+        optimizer: an Adam or AdamW of torch.
+
+    Returns:
+        0 to 1; 0 before the first step. See `reference.epsilon_share`.
+    """
+    reached, alive = 0, 0
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            state = optimizer.state.get(parameter)
+            if not state:
+                continue
+            correction = 1 - group["betas"][1] ** float(state["step"])
+            root = (state["exp_avg_sq"] / correction).sqrt()
+            alive += int((root > 0).sum())
+            reached += int(((root > 0) & (9 * group["eps"] > root)).sum())
+    return reached / alive if alive else 0.0

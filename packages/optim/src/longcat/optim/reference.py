@@ -45,6 +45,16 @@ def adamw_step(
     return weight * (1 - lr * weight_decay) - lr * direction, Moments(first, second, step)
 
 
+def epsilon_share(second: Array, step: int, *, eps: float, beta2: float = 0.95) -> float:
+    """Share of coordinates where epsilon is over a tenth of sqrt(v_hat) + epsilon.
+
+    Args:
+        second: v, Adam's second moments after `step` steps; coordinates at 0 are left out.
+    """
+    root = np.sqrt(second[second > 0] / (1 - beta2**step))
+    return float(np.mean(eps > (root + eps) / 10)) if root.size else 0.0
+
+
 def hidden_z_loss(last_layer: Array, weight: float) -> float:
     """Keep the last layer's activations small, measured before the final norm.
 
