@@ -19,6 +19,7 @@ from longcat.cli.demos.scales import grown_trainer, is_stacked
 from longcat.optim import adamw, transfer
 
 FEWEST = {"optimisation": 20, "growth": 24}
+TUTORIAL = {"optimisation": "06", "growth": "07"}
 
 
 def longcat_demo(*arguments: str) -> Result:
@@ -38,9 +39,15 @@ def shown(request: pytest.FixtureRequest) -> tuple[str, Result]:
 
 
 def test_the_claims_hold_and_the_page_is_whole(shown: tuple[str, Result]) -> None:
-    _, result = shown
+    name, result = shown
     assert result.exit_code == 0, result.output
-    parts = ("LongCat-Flash report, section", "Predict", "measured", "Answer", "Read")
+    parts = (
+        "LongCat-Flash report, section",
+        "Predict",
+        "measured",
+        "Answer",
+        f"longcat tutorial {TUTORIAL[name]}",
+    )
     places = [result.stdout.find(part) for part in parts]
     assert -1 not in places
     assert places == sorted(places)

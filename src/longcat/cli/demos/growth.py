@@ -58,6 +58,7 @@ PAGE = Page(
         "growth": source_line(grow_model),
         "stacking": source_line(stacked_names),
         "transfer": source_line(learning_rate_factor),
+        "tutorial": "longcat tutorial 07",
     },
 )
 

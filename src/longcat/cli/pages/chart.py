@@ -77,7 +77,7 @@ class Curves:
             labels.append((y(one[-1]), name, role))
         if self.target is not None:
             labels.append((y(self.target), f"target {self.target:g}", ""))
-        for height, name, role in spread(labels):
+        for height, name, role in spread(labels, bottom):
             parts.append(text(right + 8, height + 4, name, "start", fill=paint(role)))
         return svg(_WIDTH, self.height, self.title, parts)
 

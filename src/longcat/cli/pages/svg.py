@@ -47,10 +47,17 @@ def nice_axis(low: float, high: float) -> tuple[float, float, list[float]]:
     return ticks[0], ticks[-1], ticks
 
 
-def spread(labels: Sequence[tuple[float, str, str]]) -> list[tuple[float, str, str]]:
-    """Push labels apart downwards until each has a line of its own."""
+def spread(
+    labels: Sequence[tuple[float, str, str]], lowest_allowed: float = math.inf
+) -> list[tuple[float, str, str]]:
+    """Push labels apart downwards until each has a line of its own, and all up if that is too far.
+
+    Args:
+        labels: (height, words, role). lowest_allowed: height that the last one may reach.
+    """
     placed: list[tuple[float, str, str]] = []
     for height, name, role in sorted(labels):
         lowest = placed[-1][0] + 17 if placed else -math.inf
         placed.append((max(height, lowest), name, role))
-    return placed
+    too_far = max(0.0, placed[-1][0] - lowest_allowed) if placed else 0.0
+    return [(height - too_far, name, role) for height, name, role in placed]

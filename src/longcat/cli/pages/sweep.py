@@ -69,6 +69,6 @@ class Sweep:
                 for a, b in spots
             ]
             labels.append((spots[-1][1], name, role))
-        for height, name, role in spread(labels):
+        for height, name, role in spread(labels, bottom):
             parts.append(text(right + 8, height + 4, name, "start", fill=paint(role)))
         return svg(_WIDTH, _HEIGHT, self.title, parts)
