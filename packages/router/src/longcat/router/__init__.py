@@ -4,6 +4,7 @@ from longcat.router.balance import BalanceLoss, balance_loss, router_gradient_ra
 from longcat.router.config import RouterConfig
 from longcat.router.controller import BiasController, ControllerConfig
 from longcat.router.router import Router, Routing
+from longcat.router.similarity import router_similarity
 
 __all__ = [
     "BalanceLoss",
@@ -14,4 +15,5 @@ __all__ = [
     "Routing",
     "balance_loss",
     "router_gradient_ratio",
+    "router_similarity",
 ]

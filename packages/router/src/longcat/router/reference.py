@@ -169,3 +169,19 @@ def router_gradient_ratio(
         pull, lm_gradient = pull - pull.mean(), lm_gradient - lm_gradient.mean()
     norm = float(np.linalg.norm(lm_gradient))
     return float(np.linalg.norm(pull)) / norm if norm > 0 else float("inf")
+
+
+def router_similarity(classifier: Array) -> float:
+    """Mean cosine between the weight vectors of two experts, over all pairs of rows of [E,D].
+
+    $$\\frac{2}{E(E-1)} \\sum_{i<j} \\frac{w_i^\\top w_j}{\\lVert w_i \\rVert \\lVert w_j \\rVert}$$
+
+    A high value says that the balance loss rules. NaN with fewer than two experts; a row of zeros
+    has cosine 0 with every other. Source: report section 3.1.3.
+    """
+    cosines = []
+    for i, one in enumerate(classifier):
+        for other in classifier[:i]:
+            lengths = np.linalg.norm(one) * np.linalg.norm(other)
+            cosines.append(one @ other / lengths if lengths > 0 else 0.0)
+    return float(np.mean(cosines)) if cosines else float("nan")
