@@ -59,8 +59,8 @@ def test_all_training_state_is_kept(small, tmp_path):
         assert (before / name).read_bytes() == (after / name).read_bytes()
     was, now = (json.loads((p / "trainer.json").read_text()) for p in (before, after))
     # The losses that a next step is judged by were another model's.
-    assert now == {**was, "mean_loss": None, "history": {}}
-    assert was["history"]["losses"]
+    assert now == {**was, "mean_loss": None, "watch": {}}
+    assert was["watch"]["losses"]
     old, new = (load_file(folder / "optimizer.safetensors") for folder in (before, after))
     for key in ("exp_avg", "exp_avg_sq"):
         for layer in range(4):

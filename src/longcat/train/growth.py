@@ -114,4 +114,4 @@ def _write_grown(model: FlashModel, snapshot: Path, folder: Path, times: int) ->
     # What was remembered to judge the next step by was the small model's.
     path = folder / "trainer.json"
     state = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps(state | {"mean_loss": None, "history": {}}, indent=1), "utf-8")
+    path.write_text(json.dumps(state | {"mean_loss": None, "watch": {}}, indent=1), "utf-8")

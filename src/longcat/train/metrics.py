@@ -9,8 +9,9 @@ from typing import Any
 
 FILE_NAME = "metrics.jsonl"
 
-# Every line has these. Lists have one entry per ScMoE layer. `r_g` is null on the steps between
-# two measurements; `mtp_loss` and `mtp_acceptance` are null without an MTP head.
+# Every line has these. Lists have one entry per ScMoE layer. `r_g` and `router_similarity` are null
+# on the steps between two measurements; `mtp_loss` and `mtp_acceptance` are null without an MTP
+# head; `spike_loss` and `spike_norm` while the history is short; `alarms` is mostly [].
 FIELDS = (
     "step",
     "tokens",
@@ -21,11 +22,17 @@ FIELDS = (
     "ffn_experts_mean",
     "ffn_experts_std",
     "expert_load_max",
+    "expert_load",
     "r_g",
     "r_g_centred",
+    "balance_alpha",
+    "router_similarity",
     "grad_norm",
     "grad_rms",
     "epsilon_meets_gradient",
+    "spike_loss",
+    "spike_norm",
+    "alarms",
     "hidden_rms",
     "z_loss",
     "balance_loss",

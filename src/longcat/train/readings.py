@@ -7,10 +7,12 @@ Source: report sections 2.1.1, 2.1.2, 3.1.3.
 """
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 from longcat.optim import GradientReading
-from longcat.router import router_gradient_ratio
+from longcat.router import router_gradient_ratio, router_similarity
 from longcat.train.metrics import Record
 
 if TYPE_CHECKING:
@@ -43,8 +45,11 @@ def record(
         "ffn_experts_mean": mean.tolist(),
         "ffn_experts_std": variance.sqrt().tolist(),
         "expert_load_max": (load.amax(dim=1) / load.mean(dim=1).clamp(min=1e-9)).tolist(),
+        "expert_load": _load(load),
         "r_g": _r_g(trainer) if measured else None,
         "r_g_centred": _r_g(trainer, centred=True) if measured else None,
+        "balance_alpha": trainer.model.balance.alpha,
+        "router_similarity": _similarity(trainer) if measured else None,
         "grad_norm": reading.norm,
         "grad_rms": reading.rms,
         "epsilon_meets_gradient": reading.epsilon_meets_gradient,
@@ -55,12 +60,21 @@ def record(
         "mtp_acceptance": tally["agreed"] / settings.micro_batches
         if has_mtp and measured
         else None,
-        "expert_load": (load / load.mean(dim=1, keepdim=True).clamp(min=1e-9)).tolist()
-        if measured
-        else None,
         "seconds": trainer.seconds,
         "cpu_seconds": trainer.cpu_seconds,
     }
+
+
+def _load(load: Tensor) -> list[list[float]]:
+    """[L,N] counts as loads, mean 1, to four digits: these are most of a line's length."""
+    rows: list[list[float]] = (load / load.mean(dim=1, keepdim=True).clamp(min=1e-9)).tolist()
+    return [[round(value, 4) for value in row] for row in rows]
+
+
+def _similarity(trainer: "Trainer") -> list[float]:
+    """Per layer: how alike the experts' rows of the router are."""
+    layers: list[Any] = list(trainer.model.model.layers)
+    return [router_similarity(layer.mlp.router.classifier.weight) for layer in layers]
 
 
 def _r_g(trainer: "Trainer", *, centred: bool = False) -> list[float] | None:
@@ -69,14 +83,13 @@ def _r_g(trainer: "Trainer", *, centred: bool = False) -> list[float] | None:
     centred leaves out the gradients' mean components, which softmax cancels.
     """
     router, settings = trainer.config.router, trainer.settings
-    if router.n_routed_experts == 0 or not settings.balance_weight:
+    alpha = trainer.model.balance.alpha
+    if router.n_routed_experts == 0 or not alpha:
         return None
     groups = settings.balance_groups
     with_identity = router.zero_expert_num > 0 and router.target_ffn < router.top_k
     frequency = trainer.tally.balance_f[:, : groups + with_identity] / settings.micro_batches
     return [
-        router_gradient_ratio(
-            pull, f, router, alpha=settings.balance_weight, groups=groups, centred=centred
-        )
+        router_gradient_ratio(pull, f, router, alpha=alpha, groups=groups, centred=centred)
         for pull, f in zip(trainer.tally.pull, frequency, strict=True)
     ]

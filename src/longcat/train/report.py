@@ -14,6 +14,7 @@ from longcat.train.metrics import Record, read_metrics
 from longcat.train.report_style import STYLE
 from longcat.train.report_words import Next, figures, next_steps
 from longcat.train.summary import Summary
+from longcat.train.watch import page
 
 FILE_NAME = "report.html"
 
@@ -41,6 +42,7 @@ def render(summary: Summary, records: Sequence[Record]) -> str:
         _heat(summary),
         _drafts(summary, records),
         _stability(records),
+        _section(page.TITLE, page.body(summary, records), page.NOTE),
         _sample(summary),
         _settings(summary),
         _next(next_steps(summary)),

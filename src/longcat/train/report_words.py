@@ -22,6 +22,10 @@ def figures(summary: Summary) -> list[tuple[str, str]]:
         rows.append(("loss, held out (nats per token)", f"{held_out['loss']:.3f}"))
         means = ", ".join(f"{m:.2f}" for m in held_out["ffn_experts_mean"])
         rows.append((f"FFN experts per token (target {summary['ffn_experts_target']:g})", means))
+    heaviest = summary["balance"]["expert_load_max"]
+    if heaviest:
+        shown = ", ".join(f"{load:.2f}" for load in heaviest)
+        rows.append(("heaviest expert, last tenth (mean 1)", shown))
     if mtp and mtp["acceptance"] is not None:
         rows.append(("drafts accepted", f"{mtp['acceptance']:.1%}"))
     if mtp and mtp["acceptance_without_repeats"] is not None:
@@ -29,6 +33,8 @@ def figures(summary: Summary) -> list[tuple[str, str]]:
     rows.append(("tokens trained on", f"{summary['tokens'] / 1e6:.2f} M"))
     rows.append(("training time", f"{summary['seconds']:.0f} s"))
     rows.append(("processor time", f"{summary['cpu_seconds']:.0f} s"))
+    alarms = ", ".join(f"{a['kind']} {a['count']}x" for a in summary["alarms"])
+    rows.append(("alarms", alarms or "none"))
     parameters = summary["parameters"]
     total, active = parameters["total"] / 1e6, parameters["activated_mean"] / 1e6
     rows.append(("parameters, total / activated", f"{total:.2f} / {active:.2f} M"))

@@ -39,9 +39,11 @@ class TrainSettings:
         z_loss_weight: lambda of the hidden z-loss (the report's figure 6 shows 1e-7).
         balance_weight: alpha of the balance loss, small enough for R_g < 0.1.
         balance_groups: D of the balance loss.
+        hold_balance: let the monitor lower alpha so that R_g stays below 0.1 after warm-up.
         mu, mu_final, mu_steps: gain of the bias controller, falling from mu to mu_final.
         freeze_bias_at: steps after which the router biases stay as they are; None moves them to
             the end.
+        mu_settled: factor on that gain that is reached, in a line, over the learning rate's decay.
         precision: arithmetic of the linears; "auto" is replaced by what was measured to be fast.
         width: hidden size, when it is not the preset's (`FlashConfig.widened`).
         width_ratio: width over that of the run whose `lr` this is; hidden and output matrices
@@ -78,10 +80,12 @@ class TrainSettings:
     z_loss_weight: float = 1e-7
     balance_weight: float = 5e-4
     balance_groups: int = 1
+    hold_balance: bool = True
     mu: float = 1.0
-    mu_final: float = 0.1
+    mu_final: float = 0.3
     mu_steps: int = 400
     freeze_bias_at: int | None = None
+    mu_settled: float = 1.0
     precision: Precision = "auto"
     width: int | None = None
     width_ratio: float = 1.0

@@ -36,8 +36,8 @@ def write_snapshot(trainer: Trainer, tokenizer: Tokenizer | None, folder: Path) 
         "seconds": trainer.seconds,
         "cpu_seconds": trainer.cpu_seconds,
         "controller": {"step": trainer.controller.step, "frozen": trainer.controller.frozen},
-        "mean_loss": trainer.history.mean_loss,
-        "history": trainer.history.state_dict(),
+        "mean_loss": trainer.watch.history.mean_loss,
+        "watch": trainer.watch.state_dict(),
     }
     (folder / "trainer.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
     (folder / "settings.json").write_text(trainer.settings.to_json(), encoding="utf-8")
@@ -73,7 +73,7 @@ def read_snapshot(trainer: Trainer, snapshot: Path) -> None:
     trainer.controller.load_state_dict({**state["controller"], **errors})
     trainer.step, trainer.tokens_seen = int(state["step"]), int(state["tokens"])
     trainer.seconds, trainer.cpu_seconds = float(state["seconds"]), float(state["cpu_seconds"])
-    trainer.history.load_state_dict(state.get("history", {}))
+    trainer.watch.load_state_dict(state.get("watch", {}))
 
 
 def _parameters(trainer: Trainer) -> list[tuple[str, torch.nn.Parameter]]:

@@ -18,6 +18,8 @@ from longcat.train.directory import RunDirectory, write_text
 from longcat.train.evaluate import HeldOut, compressed_bits_per_byte, evaluate
 from longcat.train.metrics import read_metrics
 from longcat.train.prepare import Prepared
+from longcat.train.watch.alarm import counted
+from longcat.train.watch.load import verdict
 
 FILE_NAME = "run.json"
 HEAT_TOKENS = 600
@@ -75,6 +77,8 @@ def _document(
             "mtp": counts.mtp_parameters,
         },
         "ffn_experts_target": prepared.config.router.target_ffn,
+        "balance": verdict(records, prepared.config.router.target_ffn, None),
+        "alarms": counted(records),
         "corpus": prepared.card,
         "settings": json.loads(prepared.settings.to_json()),
         "held_out": None,
@@ -92,6 +96,7 @@ def _document(
         say("writing a sample")
         document["sample"] = _sample(model, tokenizer, prepared.held_out)
         document["held_out"] = _held_out(held_out, tokenizer, compressing.result())
+        document["balance"] = verdict(records, document["ffn_experts_target"], held_out.ffn_mean)
     if acceptance is not None:
         document["mtp"] = {
             **asdict(acceptance),

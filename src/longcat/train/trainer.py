@@ -35,7 +35,7 @@ from longcat.train.step import (
     parameter_dtype,
 )
 from longcat.train.tally import Tally
-from longcat.train.watch.history import History
+from longcat.train.watch.watch import Watch
 
 
 class Trainer:
@@ -50,7 +50,7 @@ class Trainer:
         step: optimizer steps done. tokens_seen: tokens trained on.
         seconds, cpu_seconds: training time so far, of the wall and of all processes together,
             resumed parts included. stop_asked: rank 0 wants to end after the current step.
-        history: the last steps' loss and gradient norm.
+        watch: what looks at every step, and what it remembers.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Trainer:
             mu=settings.mu, mu_final=settings.mu_final, decay_steps=settings.mu_steps
         )
         self.controller = BiasController(config.router, config.num_layers, gains)
-        self.history = History()
+        self.watch = Watch(settings, self.model.balance)
         self.step = 0
         self.tokens_seen = 0
         self.seconds = 0.0
@@ -129,6 +129,15 @@ class Trainer:
         else:
             fall = warmup_stable_decay(progress, warmup=0.0, decay=settings.decay)
         return settings.lr * rise * fall
+
+    @property
+    def _settling(self) -> float:
+        """Factor on mu: 1, and over the learning rate's decay a linear fall to mu_settled.
+
+        A bias answers each batch's noise in proportion to mu; the last ones are kept for good.
+        """
+        fall = warmup_stable_decay(self.progress, warmup=0.0, decay=self.settings.decay)
+        return self.settings.mu_settled + (1 - self.settings.mu_settled) * fall
 
     def start_clock(self) -> None:
         """Leave what was done until now (loading, saving) out of the next step's time."""
@@ -181,8 +190,7 @@ class Trainer:
         self.cpu_seconds += tally["cpu_seconds"]
         self.stop_asked = tally["stop"] > 0
         line = record(self, reading, lr=lr, took=took, measured=measure)
-        self.history.add(line["loss"], reading.norm)
-        return line
+        return line | self.watch.look(line)
 
     def _tell_clocks(self, stop: bool) -> None:
         """Rank 0's wall time and everybody's processor time since the last step's end."""
@@ -201,7 +209,8 @@ class Trainer:
             self.controller.frozen = True
         routers = [layer.mlp.router for layer in self._layers()]
         bias = torch.stack([router.e_score_correction_bias for router in routers])
-        fresh = self.controller.update(bias, self.tally.counts.round().to(torch.int64))
+        counts = self.tally.counts.round().to(torch.int64)
+        fresh = self.controller.update(bias, counts, gain=self._settling)
         for router, row in zip(routers, fresh, strict=True):
             router.e_score_correction_bias.copy_(row)
 

@@ -187,7 +187,7 @@ def test_an_old_snapshot_without_a_history_is_read(kit, tmp_path):
     directory, prepared = start(kit, tmp_path / "run", steps=4, save_every=2)
     path = directory.latest() / "trainer.json"
     state = json.loads(path.read_text())
-    del state["history"], state["mean_loss"]
+    del state["watch"], state["mean_loss"]
     path.write_text(json.dumps(state))
     assert run(directory, prepared, Exchange(), Silent()).step == 4
     shutil.rmtree(directory.path)

@@ -62,7 +62,7 @@ class Watcher:
             if record["step"] <= (session.resumed_from or 0)
         ]
         self._measured: Record = {}
-        self._warned = False
+        self._told: set[str] = set()
         self._saved = session.resumed_from or 0
         self._left: float | None = None
         self._progress = 0.0
@@ -92,13 +92,12 @@ class Watcher:
         self._progress, self._left = progress, seconds_left
         if record["r_g"] is not None:
             self._measured = record
-        if record["epsilon_meets_gradient"] and not self._warned:
-            self._warned = True
-            self._console.print(
-                f"  step {record['step']}: a gradient has become as small as Adam's epsilon, "
-                "which then decides the step; the run goes on",
-                style="bad",
-            )
+        for alarm in record["alarms"]:
+            # A condition that lasts is told when it begins; all of it is in metrics.jsonl.
+            if alarm["kind"] not in self._told:
+                self._told.add(alarm["kind"])
+                text = f"  step {record['step']}: {alarm['text']}; the run goes on"
+                self._console.print(text, style="bad", soft_wrap=True, markup=False)
         now = time.monotonic()
         if self._live is not None:
             if now - self._drawn > 1 / _REDRAWS_PER_SECOND:
@@ -106,7 +105,7 @@ class Watcher:
                 self._live.update(self._panel(), refresh=True)
             return
         # Lines stand at measured steps, so that each of them has its R_g.
-        due = record["expert_load"] is not None and now - self._drawn > _SECONDS_BETWEEN_LINES
+        due = record["router_similarity"] is not None and now - self._drawn > _SECONDS_BETWEEN_LINES
         if due or progress >= 1 or self._drawn == 0:
             self._drawn = now
             self._console.print(Text(self._line(record)), soft_wrap=True)

@@ -96,12 +96,13 @@ class BiasController:
         error[:, n:] = 0.0
         return error * (counts.sum(dim=-1, keepdim=True) > 0)
 
-    def update(self, bias: Tensor, counts: Tensor) -> Tensor:
+    def update(self, bias: Tensor, counts: Tensor, *, gain: float = 1.0) -> Tensor:
         """The next biases [L, E] from the current ones and the global batch's counts [L, E].
 
         Args:
             bias: [L, E] float32 or float64.
             counts: [L, E] int64 slots per expert over the global batch, padding excluded.
+            gain: a factor on mu, for a schedule of the caller's.
 
         Raises:
             ValueError: when a shape is not [num_layers, N+Z].
@@ -118,7 +119,7 @@ class BiasController:
         now = self.expert_error(counts)
         before, earlier = self.error, self.previous_error
         delta = (
-            self.mu * now
+            gain * self.mu * now
             + self.gains.k_p * (now - before)
             + self.gains.k_d * (now - 2 * before + earlier)
         )

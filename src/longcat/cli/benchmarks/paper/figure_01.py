@@ -34,9 +34,9 @@ READ = ("ffn_experts_mean", "ffn_experts_std", "expert_load_max", "r_g")
 class SignSteps(BiasController):
     """Biases that move by a step of fixed size towards the controller's target."""
 
-    def update(self, bias: Tensor, counts: Tensor) -> Tensor:
+    def update(self, bias: Tensor, counts: Tensor, *, gain: float = 1.0) -> Tensor:
         """The next biases [L, E]; experts at their target, and identity experts, stay."""
-        step = SIGN_STEP * torch.sign(self.expert_error(counts.cpu()))
+        step = gain * SIGN_STEP * torch.sign(self.expert_error(counts.cpu()))
         self.step += 1
         return (bias.to(torch.float64) + step.to(bias.device)).to(bias.dtype)
 
@@ -49,7 +49,10 @@ def arms(scale: Scale) -> Sequence[Arm]:
         Arm(name=CONTROLLER, settings={"balance_weight": 0.0, "mu_steps": scale.steps}),
         Arm(name=NONE, settings=off),
         Arm(name=SIGN, settings=off, options={"law": "sign", "step": SIGN_STEP}),
-        Arm(name=LOSS, settings={**off, "balance_weight": 1e-2, "measure_every": 5}),
+        Arm(
+            name=LOSS,
+            settings={**off, "balance_weight": 1e-2, "hold_balance": False, "measure_every": 5},
+        ),
     )
 
 
