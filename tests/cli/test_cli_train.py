@@ -136,6 +136,8 @@ def test_a_finished_run_can_be_made_longer(finished, tmp_path, capsys):
         (["--resume"], "there is no run under ./runs"),
         (["--from-step", "4"], "--from-step goes with --resume"),
         (["--keep", "0"], "--keep must be positive"),
+        (["--rollback", "-1"], "--rollback must not be negative"),
+        (["--sdc-every", "-1"], "--sdc-every must not be negative"),
         (["--out", "text.txt"], "text.txt is a file"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -154,6 +156,23 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(place, capsys, arguments, 
     assert message in " ".join(captured.err.split())
     assert "Traceback" not in captured.err
     assert sorted(p.name for p in place.rglob("*")) == before
+
+
+def test_determinism_is_verified_before_the_run_goes_on(finished, tmp_path, capsys, monkeypatch):
+    import shutil
+
+    from longcat.train.watch import rerun
+
+    shutil.copytree(finished[0] / "run", tmp_path / "run")
+    arguments = ("--resume", "--out", str(tmp_path / "run"), "--verify-determinism")
+    assert train(*arguments) == 0
+    assert "every bit the same in loss, gradients, counts" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    monkeypatch.setattr(rerun, "same_bits", lambda a, b: False)
+    assert train(*arguments, "--steps", "9") == 1
+    assert "the bits differ in loss, gradients" in " ".join(capsys.readouterr().out.split())
+    assert not (tmp_path / "run" / "state" / "step-00000009").exists()
 
 
 def test_settings_cannot_change_on_the_way(finished, capsys):

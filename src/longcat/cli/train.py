@@ -66,6 +66,28 @@ def command(
             show_default="the newest",
         ),
     ] = None,
+    rollback: Annotated[
+        int | None,
+        typer.Option(
+            metavar="TIMES",
+            help="After a spike, a corruption or a loss that is no number, go back so many times.",
+            show_default="0",
+        ),
+    ] = None,
+    sdc_every: Annotated[
+        int | None,
+        typer.Option(
+            metavar="STEPS",
+            help="Check for silent corruption: compute an attention twice, compare processes.",
+            show_default="0, never",
+        ),
+    ] = None,
+    verify_determinism: Annotated[
+        bool,
+        typer.Option(
+            "--verify-determinism", help="Make three steps twice first, and compare every bit."
+        ),
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     batch_size: Annotated[
         int | None, typer.Option(help="Windows per step.", show_default="8")
@@ -163,6 +185,8 @@ def command(
         "seed": seed,
         "save_every": save_every,
         "keep": keep,
+        "rollback": rollback,
+        "sdc_every": sdc_every,
         "batch_size": batch_size,
         "micro_batches": micro_batches,
         "seq_len": seq_len,
@@ -208,6 +232,13 @@ def command(
         )
         session = open_run(place, settings, processes=workers, say=say)
     show_card(console, session.card, session.prepared.config)
+    if verify_determinism:
+        from longcat.train.watch.rerun import rerun
+
+        found = rerun(session.prepared, session.directory.latest())
+        console.print(f"  {found.sentence()}", style="bad" if found.differing else "note")
+        if found.differing:
+            raise typer.Exit(1)
     with Watcher(console, session) as watcher:
         trainer, interrupted = train_run(session, watcher)
     if interrupted:

@@ -20,6 +20,7 @@ from longcat.train.prepare import Prepared, reopen
 from longcat.train.snapshot import read_snapshot, write_snapshot
 from longcat.train.trainer import Trainer
 from longcat.train.watch.keep import best_step, mean_losses
+from longcat.train.watch.rollback import Rollback
 
 
 class Observer(Protocol):
@@ -77,8 +78,14 @@ def run(
     writer = MetricsWriter(directory.path, restored_step=trainer.step)
     try:
         trainer.start_clock()
+        steps = Rollback(trainer, directory)
         while not trainer.is_done:
-            record = trainer.train_step(stop=stopping())
+            record = steps.step(stop=stopping())
+            if record is None:  # it went wrong, and the trainer stands earlier again
+                writer.close()
+                saved = trainer.step
+                writer = MetricsWriter(directory.path, restored_step=saved)
+                continue
             writer.write(record)
             observer.step(record, trainer.progress, seconds_left(trainer))
             if trainer.step % prepared.settings.save_every == 0 or trainer.is_done:
@@ -104,8 +111,9 @@ def work(path: Path, exchange: Exchange) -> None:
     trainer = make_trainer(prepared, exchange)
     read_snapshot(trainer, directory.latest())
     trainer.start_clock()
+    steps = Rollback(trainer, directory)
     while not trainer.is_done:
-        trainer.train_step()
+        steps.step()
 
 
 def seconds_left(trainer: Trainer) -> float | None:

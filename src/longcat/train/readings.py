@@ -7,7 +7,7 @@ Source: report sections 2.1.1, 2.1.2, 3.1.3.
 """
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -73,8 +73,10 @@ def _load(load: Tensor) -> list[list[float]]:
 
 def _similarity(trainer: "Trainer") -> list[float]:
     """Per layer: how alike the experts' rows of the router are."""
-    layers: list[Any] = list(trainer.model.model.layers)
-    return [router_similarity(layer.mlp.router.classifier.weight) for layer in layers]
+    weights = [layer.mlp.router.classifier.weight for layer in trainer.layers]
+    # Under FSDP every process holds some rows; all of them come by here on the same steps.
+    whole = [w.full_tensor() if hasattr(w, "full_tensor") else w for w in weights]
+    return [router_similarity(weight) for weight in whole]
 
 
 def _r_g(trainer: "Trainer", *, centred: bool = False) -> list[float] | None:

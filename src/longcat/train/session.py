@@ -32,7 +32,15 @@ from longcat.train.workers import Workers
 
 Say = Callable[[str], None]
 # What may differ when a run is resumed: how long, how often, never what was already computed with.
-CHANGEABLE = ("steps", "time_budget", "save_every", "keep", "distill_steps")
+CHANGEABLE = (
+    "steps",
+    "time_budget",
+    "save_every",
+    "keep",
+    "distill_steps",
+    "rollback",
+    "sdc_every",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

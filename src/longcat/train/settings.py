@@ -43,7 +43,6 @@ class TrainSettings:
         mu, mu_final, mu_steps: gain of the bias controller, falling from mu to mu_final.
         freeze_bias_at: steps after which the router biases stay as they are; None moves them to
             the end.
-        mu_settled: factor on that gain that is reached, in a line, over the learning rate's decay.
         precision: arithmetic of the linears; "auto" is replaced by what was measured to be fast.
         width: hidden size, when it is not the preset's (`FlashConfig.widened`).
         width_ratio: width over that of the run whose `lr` this is; hidden and output matrices
@@ -52,6 +51,8 @@ class TrainSettings:
         save_every: steps between snapshots. keep: how many of the newest stay, beside the one with
             the lowest running mean of the training loss.
         measure_every: steps between measurements of R_g.
+        rollback: how many times to go back after a spike, a corruption or a loss that is no number.
+        sdc_every: steps between checks for silent corruption; 0 makes none.
 
     Raises:
         RunError: for settings that contradict each other.
@@ -85,7 +86,6 @@ class TrainSettings:
     mu_final: float = 0.3
     mu_steps: int = 400
     freeze_bias_at: int | None = None
-    mu_settled: float = 1.0
     precision: Precision = "auto"
     width: int | None = None
     width_ratio: float = 1.0
@@ -93,6 +93,8 @@ class TrainSettings:
     save_every: int = 200
     keep: int = 2
     measure_every: int = 20
+    rollback: int = 0
+    sdc_every: int = 0
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.time_budget is None):
@@ -125,6 +127,8 @@ class TrainSettings:
             "--seed": self.seed,
             "--warmup-steps": self.warmup_steps,
             "--freeze-bias-at": self.freeze_bias_at or 0,
+            "--rollback": self.rollback,
+            "--sdc-every": self.sdc_every,
         }
         for name, value in counted.items():
             if value < 0:

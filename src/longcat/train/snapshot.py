@@ -31,7 +31,9 @@ def write_snapshot(trainer: Trainer, tokenizer: Tokenizer | None, folder: Path) 
         tokenizer.save(folder)
     save_file(_tensors(trainer), folder / "optimizer.safetensors")
     state = {
-        "step": trainer.step,  # the data position follows from it, and no other state is random
+        # The data position follows from these two, and no other state is random.
+        "step": trainer.step,
+        "skipped": trainer.skipped,
         "tokens": trainer.tokens_seen,
         "seconds": trainer.seconds,
         "cpu_seconds": trainer.cpu_seconds,
@@ -73,6 +75,8 @@ def read_snapshot(trainer: Trainer, snapshot: Path) -> None:
     trainer.controller.load_state_dict({**state["controller"], **errors})
     trainer.step, trainer.tokens_seen = int(state["step"]), int(state["tokens"])
     trainer.seconds, trainer.cpu_seconds = float(state["seconds"]), float(state["cpu_seconds"])
+    trainer.skipped = int(state.get("skipped", 0))
+    trainer.corruption.clean_until = trainer.step
     trainer.watch.load_state_dict(state.get("watch", {}))
 
 

@@ -35,6 +35,7 @@ from longcat.train.step import (
     parameter_dtype,
 )
 from longcat.train.tally import Tally
+from longcat.train.watch.corruption import CorruptionCheck
 from longcat.train.watch.watch import Watch
 
 
@@ -50,7 +51,9 @@ class Trainer:
         step: optimizer steps done. tokens_seen: tokens trained on.
         seconds, cpu_seconds: training time so far, of the wall and of all processes together,
             resumed parts included. stop_asked: rank 0 wants to end after the current step.
+        skipped: batches passed over, after a rollback that took other data.
         watch: what looks at every step, and what it remembers.
+        corruption: the check at an interval.
     """
 
     def __init__(
@@ -94,7 +97,9 @@ class Trainer:
         )
         self.controller = BiasController(config.router, config.num_layers, gains)
         self.watch = Watch(settings, self.model.balance)
+        self.corruption = CorruptionCheck(self)
         self.step = 0
+        self.skipped = 0
         self.tokens_seen = 0
         self.seconds = 0.0
         self.cpu_seconds = 0.0
@@ -130,15 +135,6 @@ class Trainer:
             fall = warmup_stable_decay(progress, warmup=0.0, decay=settings.decay)
         return settings.lr * rise * fall
 
-    @property
-    def _settling(self) -> float:
-        """Factor on mu: 1, and over the learning rate's decay a linear fall to mu_settled.
-
-        A bias answers each batch's noise in proportion to mu; the last ones are kept for good.
-        """
-        fall = warmup_stable_decay(self.progress, warmup=0.0, decay=self.settings.decay)
-        return self.settings.mu_settled + (1 - self.settings.mu_settled) * fall
-
     def start_clock(self) -> None:
         """Leave what was done until now (loading, saving) out of the next step's time."""
         self._clock = (time.perf_counter(), time.process_time())
@@ -155,23 +151,25 @@ class Trainer:
         """
         settings, tally = self.settings, self.tally
         measure = self.step % settings.measure_every == 0
+        cursor = self.step + self.skipped
         tally.clear()
         self.pieces.clear()
-        whole = self.windows.batch(self.step)
+        whole = self.windows.batch(cursor)
         targets = count_targets(whole, document_start(self.config))
         share = settings.micro_batches // self.exchange.world
         for i in range(share):
             part = self.exchange.rank * share + i
-            batch = self.windows.batch(self.step, part, settings.micro_batches)
-            forward_backward(
-                self.model,
-                batch,
-                targets,
-                settings,
-                tally,
-                token_bytes=self._token_bytes,
-                measure=measure,
-            )
+            batch = self.windows.batch(cursor, part, settings.micro_batches)
+            with self.corruption.recomputing(i):
+                forward_backward(
+                    self.model,
+                    batch,
+                    targets,
+                    settings,
+                    tally,
+                    token_bytes=self._token_bytes,
+                    measure=measure,
+                )
         self._tell_clocks(stop)
         self.pieces.sum_()
         self.exchange.sum_(tally.row)
@@ -190,7 +188,9 @@ class Trainer:
         self.cpu_seconds += tally["cpu_seconds"]
         self.stop_asked = tally["stop"] > 0
         line = record(self, reading, lr=lr, took=took, measured=measure)
-        return line | self.watch.look(line)
+        line |= self.watch.look(line)
+        line["alarms"] += self.corruption.verdict()
+        return line
 
     def _tell_clocks(self, stop: bool) -> None:
         """Rank 0's wall time and everybody's processor time since the last step's end."""
@@ -207,14 +207,15 @@ class Trainer:
         freeze = self.settings.freeze_bias_at
         if freeze is not None and self.step >= freeze:
             self.controller.frozen = True
-        routers = [layer.mlp.router for layer in self._layers()]
+        routers = [layer.mlp.router for layer in self.layers]
         bias = torch.stack([router.e_score_correction_bias for router in routers])
-        counts = self.tally.counts.round().to(torch.int64)
-        fresh = self.controller.update(bias, counts, gain=self._settling)
+        fresh = self.controller.update(bias, self.tally.counts.round().to(torch.int64))
         for router, row in zip(routers, fresh, strict=True):
             router.e_score_correction_bias.copy_(row)
 
-    def _layers(self) -> list[Any]:
+    @property
+    def layers(self) -> list[Any]:
+        """The ScMoE layers."""
         return list(self.model.model.layers)
 
     def _check_finite(self, norm: float) -> None:

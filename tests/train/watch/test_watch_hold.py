@@ -30,7 +30,11 @@ def test_a_weight_that_pulls_too_hard_falls_at_once_to_what_would_have_been_righ
 def heavy(kit, **changes):
     """A balance weight a hundred times the default's."""
     return kit.settings(
-        steps=24, warmup_steps=4, measure_every=2, balance_weight=5e-2, lr=1e-3, **changes
+        **{"batch_size": 16, "lr": 1e-3, **changes},
+        steps=24,
+        warmup_steps=4,
+        measure_every=2,
+        balance_weight=5e-2,
     )
 
 

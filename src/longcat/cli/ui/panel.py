@@ -34,6 +34,7 @@ _REDRAWS_PER_SECOND = 4
 _SECONDS_BETWEEN_LINES = 5.0
 _WIDE = 76  # columns from which two plots stand beside each other
 _TALL = 30  # lines from which plots take their full height
+_TOLD_EVERY_TIME = ("corruption", "rollback", "spike")
 _WARMING_UP = 5  # steps that are left out of the speed shown
 
 
@@ -88,13 +89,15 @@ class Watcher:
 
     def step(self, record: Record, progress: float, seconds_left: float | None) -> None:
         """Take note of a step, and show it when it is time."""
+        while self._history and self._history[-1]["step"] >= record["step"]:
+            self._history.pop()  # the run went back
         self._history.append(record)
         self._progress, self._left = progress, seconds_left
         if record["r_g"] is not None:
             self._measured = record
         for alarm in record["alarms"]:
             # A condition that lasts is told when it begins; all of it is in metrics.jsonl.
-            if alarm["kind"] not in self._told:
+            if alarm["kind"] not in self._told or alarm["kind"] in _TOLD_EVERY_TIME:
                 self._told.add(alarm["kind"])
                 text = f"  step {record['step']}: {alarm['text']}; the run goes on"
                 self._console.print(text, style="bad", soft_wrap=True, markup=False)

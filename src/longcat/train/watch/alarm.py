@@ -5,7 +5,7 @@ Alarms stand in metrics.jsonl on the line of their step, on the terminal and in 
 
 from typing import Any, Literal, TypedDict
 
-Kind = Literal["balance", "epsilon", "spike"]
+Kind = Literal["balance", "corruption", "epsilon", "rollback", "spike"]
 
 
 class Alarm(TypedDict):

@@ -96,13 +96,12 @@ class BiasController:
         error[:, n:] = 0.0
         return error * (counts.sum(dim=-1, keepdim=True) > 0)
 
-    def update(self, bias: Tensor, counts: Tensor, *, gain: float = 1.0) -> Tensor:
+    def update(self, bias: Tensor, counts: Tensor) -> Tensor:
         """The next biases [L, E] from the current ones and the global batch's counts [L, E].
 
         Args:
             bias: [L, E] float32 or float64.
             counts: [L, E] int64 slots per expert over the global batch, padding excluded.
-            gain: a factor on mu, for a schedule of the caller's.
 
         Raises:
             ValueError: when a shape is not [num_layers, N+Z].
@@ -119,7 +118,7 @@ class BiasController:
         now = self.expert_error(counts)
         before, earlier = self.error, self.previous_error
         delta = (
-            gain * self.mu * now
+            self.mu * now
             + self.gains.k_p * (now - before)
             + self.gains.k_d * (now - 2 * before + earlier)
         )

@@ -34,9 +34,9 @@ READ = ("ffn_experts_mean", "ffn_experts_std", "expert_load_max", "r_g")
 class SignSteps(BiasController):
     """Biases that move by a step of fixed size towards the controller's target."""
 
-    def update(self, bias: Tensor, counts: Tensor, *, gain: float = 1.0) -> Tensor:
+    def update(self, bias: Tensor, counts: Tensor) -> Tensor:
         """The next biases [L, E]; experts at their target, and identity experts, stay."""
-        step = gain * SIGN_STEP * torch.sign(self.expert_error(counts.cpu()))
+        step = SIGN_STEP * torch.sign(self.expert_error(counts.cpu()))
         self.step += 1
         return (bias.to(torch.float64) + step.to(bias.device)).to(bias.dtype)
 
