@@ -47,9 +47,9 @@ def run(job: Job) -> Row:
     """Random: train. Grown: train the small model, stack its layers, go on."""
     first = job.arm.options.get("small_steps")
     if first is None:
-        return follow(job, job.trainer(), marks=15)
+        return follow(job, job.trainer(), marks=14)
     small = job.trainer(settings=job.settings(steps=first))
-    before = follow(job, small, marks=10)
+    before = follow(job, small, marks=4)
     grown = grow_trainer(small, job)
     after = follow(job, grown, marks=20, flops=before["flops"])
     return {**after, "small": {name: before[name] for name in ("loss", "held_out", "curve")}}
