@@ -64,7 +64,9 @@ def test_pairing_removes_what_the_seeds_have_in_common() -> None:
     assert not paired(first, second[::-1]).excludes_zero
 
 
-def verdict(first: list[float], second: list[float], expected: Any = "lower") -> tuple[bool, str]:
+def verdict(
+    first: list[float], second: list[float], expected: Any = "lower"
+) -> tuple[bool | None, str]:
     found = difference("loss", first, second, of=("one", "two"), expected=expected)
     return found.seen, found.text
 
@@ -84,6 +86,12 @@ def test_a_verdict_follows_the_interval(monkeypatch: pytest.MonkeyPatch) -> None
     # Mutant: an interval of no width would find an effect in any noise.
     monkeypatch.setattr(interval, "student_quantile", lambda share, freedom: 0.0)
     assert verdict(low, wide)[0]
+
+
+def test_what_the_report_does_not_say_is_only_measured() -> None:
+    found = difference("loss", [2.0, 2.1], [3.0, 3.11], of=("one", "two"), expected="either")
+    assert found.seen is None
+    assert "the report" not in found.text
 
 
 def test_no_difference_is_shown_only_by_an_interval_that_is_small() -> None:
@@ -137,6 +145,13 @@ def test_a_plot_keeps_intervals_inside_its_axes_and_names_every_series() -> None
     assert "\n\n" not in drawn
     assert drawn.count('class="target"') == 3  # both panels and the legend
     assert "stroke-dasharray" in drawn  # colour is not the only carrier
+
+
+def test_one_wild_interval_leaves_the_means_readable() -> None:
+    wild = [*points([1.0, 2.0, 3.0]), Point(x=30.0, y=Estimate(mean=2.0, half=100.0))]
+    drawn = plot([Panel(series={"one": wild}, x_label="step")], title="t", y_label="loss")
+    assert ">4<" in drawn
+    assert ">100<" not in drawn
 
 
 def test_a_plot_of_many_points_has_a_band_and_a_logarithmic_axis_has_decades() -> None:

@@ -135,10 +135,11 @@ def paper(
 
         typer.echo(json.dumps({"figures": said}, indent=2))
         return
+    marks = {True: "seen", False: "not seen", None: "measured"}
     for one in said:
         typer.echo(f"figure {one['figure']}: {one['title']}")
         for statement in one["statements"]:
-            typer.echo(f"  [{'seen' if statement['seen'] else 'not seen'}] {statement['text']}")
+            typer.echo(f"  [{marks[statement['seen']]}] {statement['text']}")
     typer.echo(f"written: {', '.join(str(path) for path in written)}")
 
 

@@ -111,8 +111,8 @@ def verdicts(results: Results) -> Sequence[Verdict]:
                 distance[CONTROLLER],
                 distance[arm],
                 of=(f"the {CONTROLLER}", arm),
-                expected="lower",
-                unit=" points of a per cent",
+                expected="either",
+                unit=" percentage points",
                 digits=1,
             )
         )
@@ -128,7 +128,7 @@ def verdicts(results: Results) -> Sequence[Verdict]:
         )
     )
     loss = (results.values(CONTROLLER, "loss"), results.values(NONE, "loss"))
-    said.append(difference("held-out loss", *loss, of=(CONTROLLER, NONE), expected="lower"))
+    said.append(difference("held-out loss", *loss, of=("the controller", NONE), expected="either"))
     return said
 
 

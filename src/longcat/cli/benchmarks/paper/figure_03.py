@@ -25,7 +25,7 @@ TIMES = 2
 
 def arms(scale: Scale) -> Sequence[Arm]:
     """Both at one learning rate from warm-up to the end, so that any two steps may be compared."""
-    first = extra = 5 * scale.steps // 6
+    first = extra = 2 * scale.steps // 3
     constant = {"decay": 0.0}
     return (
         Arm(

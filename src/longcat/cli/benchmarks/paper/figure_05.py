@@ -23,7 +23,7 @@ HARMFUL = 1e-3  # from here on, by the range of gradients the report gives for i
 
 def arms(scale: Scale) -> Sequence[Arm]:
     """Every epsilon at the scale's width and at twice that."""
-    settings = {"steps": 2 * scale.steps // 5, "batch_size": max(1, scale.batch_size // 2)}
+    settings = {"steps": 4 * scale.steps // 15, "batch_size": max(1, scale.batch_size // 2)}
     return [
         Arm(
             name=f"width {width}, {eps:g}",

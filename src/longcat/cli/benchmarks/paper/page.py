@@ -15,6 +15,11 @@ from longcat.cli.benchmarks.paper.plot import Panel, plot
 from longcat.cli.benchmarks.paper.results import Results
 from longcat.cli.benchmarks.paper.verdict import Verdict
 
+_MARKS = {
+    True: ("exact", "seen"),
+    False: ("absent", "not seen at this scale"),
+    None: ("scaled", "measured, the report does not say"),
+}
 AXES = {"tokens": "tokens", "flops": "active FLOPs", "cpu_seconds": "CPU seconds"}
 
 
@@ -52,7 +57,7 @@ def verdict_list(verdicts: Sequence[Verdict]) -> str:
     """Each statement with a word before it that says whether it was seen."""
     lines = []
     for verdict in verdicts:
-        kind, mark = ("exact", "seen") if verdict.seen else ("absent", "not seen at this scale")
+        kind, mark = _MARKS[verdict.seen]
         sentence = verdict.text[0].upper() + verdict.text[1:]
         lines.append(f'- <span class="status {kind}">{mark}</span> {sentence}')
     return "\n".join(lines)
@@ -92,12 +97,12 @@ def index(pages: Mapping[int, tuple[Figure, Mapping[str, Any]]]) -> str:
     rows = []
     for number, (figure, document) in sorted(pages.items()):
         verdicts = figure.verdicts(Results(document))
-        seen = sum(v.seen for v in verdicts)
+        judged = [v.seen for v in verdicts if v.seen is not None]
         rows.append(
             {
                 "figure": f"[{number}. {figure.title}]({page_name(figure)})",
                 "in the report": figure.report,
-                "statements seen here": f"{seen} of {len(verdicts)}",
+                "of its statements seen here": f"{sum(judged)} of {len(judged)}",
             }
         )
     body = table(rows) if rows else "Nothing has been run yet."

@@ -50,7 +50,8 @@ def plot(
 
     Args:
         title: one sentence that says what is seen. target: value of a dashed line.
-        limits: lowest and highest y shown; the data's by default, intervals included.
+        limits: lowest and highest y shown; the data's by default. Intervals may add half of the
+            range of the means on either side, and are cut off there: see `_range`.
         roles: name -> role of the theme; by default in the theme's order.
         height: of the axes, in units of which the plot is 720 wide.
     """
@@ -64,9 +65,8 @@ def plot(
     }
     legend, top = _legend(look, target)
     parts = [text(_LEFT - 44, 14, y_label, "start", strong=True), *legend]
-    values = [v for p in panels for points in p.series.values() for q in points for v in _ends(q)]
-    if target is not None:
-        values.append(target)
+    shown = [q for p in panels for points in p.series.values() for q in points]
+    values = _range(shown, [] if target is None else [target], log_y)
     y_axis = _axis(values, log_y, limits, top + height, top)
     span = (WIDTH - _LEFT - _RIGHT - _GAP * (len(panels) - 1)) / len(panels)
     for i, panel in enumerate(panels):
@@ -165,6 +165,19 @@ def _ticks(x_axis: _Axis, bottom: float) -> list[str]:
         text(x_axis.at(10**t if x_axis.log else t), bottom + 17, x_axis.show(t), "middle")
         for t in x_axis.ticks[::every]
     ]
+
+
+def _range(points: Sequence[Point], others: Sequence[float], log: bool) -> list[float]:
+    """What the vertical axis must show: all means, and intervals as far as they leave the means
+    readable. On a logarithmic axis the means alone.
+    """
+    means = [p.y.mean for p in points] + list(others)
+    if log or not means:
+        return means or [0.0, 1.0]
+    low, high = min(means), max(means)
+    room = 0.5 * (high - low) or math.inf
+    ends = [end for p in points for end in _ends(p)]
+    return [low, high, max(min(ends, default=low), low - room), min(max(ends), high + room)]
 
 
 def _ends(point: Point) -> tuple[float, float]:
