@@ -166,6 +166,13 @@ def test_a_run_made_from_other_settings_is_made_anew(
     assert len(said) in (2, 4)  # the changed arm's seeds, or everything
 
 
+def test_every_step_is_shown(tmp_path: Path, text: Text) -> None:
+    shown: list[str] = []
+    make_bench(tmp_path, text, [], show=shown.append).run()
+    assert len(shown) == 4 * TINY.steps
+    assert shown[0] == "figure 99, Plain, seed 0: step 1 of 4"
+
+
 def test_no_run_begins_after_the_deadline(tmp_path: Path, text: Text) -> None:
     said: list[str] = []
     with pytest.raises(bench.OutOfTime):

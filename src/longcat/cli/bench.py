@@ -116,18 +116,22 @@ def paper(
     Example: longcat bench paper --figure 1 --minutes 4
     """
     from longcat.cli.benchmarks.paper import publish
+    from longcat.cli.ui.theme import make_console
 
     wanted = publish.chosen(figure or [])
     if not pages:
-        publish.measure(
-            wanted,
-            scale=scale.value,
-            seeds=seeds,
-            results=results,
-            work=work,
-            minutes=minutes,
-            say=lambda line: typer.echo(line, err=True),
-        )
+        console = make_console(stderr=True)
+        with console.status("reading the text") as status:  # on a terminal only
+            publish.measure(
+                wanted,
+                scale=scale.value,
+                seeds=seeds,
+                results=results,
+                work=work,
+                minutes=minutes,
+                say=lambda line: console.print(line, soft_wrap=True, highlight=False),
+                show=status.update,
+            )
     written = publish.write_pages(results, out)
     said = publish.statements(wanted, results)
     if as_json:

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ class Bench:
 
     Args:
         work: where runs are stored. text: what every arm trains on.
-        say: receives one line after each run. deadline: `time.monotonic()` after which no run is
+        say: receives one line after each run. show: receives what is going on, step by step, for
+            a line that is written over. deadline: `time.monotonic()` after which no run is
             begun.
     """
 
@@ -37,10 +39,12 @@ class Bench:
         text: Text,
         work: Path,
         say: Callable[[str], None],
+        show: Callable[[str], None] = lambda line: None,
         deadline: float | None = None,
     ) -> None:
         self.figure, self.scale, self.seeds = figure, scale, list(range(seeds))
-        self.text, self.work, self.say, self.deadline = text, work, say, deadline
+        self.text, self.work, self.deadline = text, work, deadline
+        self.say, self.show = say, show
         self.arms = figure.arms(scale)
 
     def run(self) -> Row:
@@ -72,8 +76,16 @@ class Bench:
         for seed in self.seeds:
             for arm in self.arms:
                 yield Job(
-                    figure=self.figure.number, arm=arm, seed=seed, scale=self.scale, text=self.text
+                    figure=self.figure.number,
+                    arm=arm,
+                    seed=seed,
+                    scale=self.scale,
+                    text=self.text,
+                    show=partial(self._show, arm.name, seed),
                 )
+
+    def _show(self, arm: str, seed: int, done: int, steps: int) -> None:
+        self.show(f"figure {self.figure.number}, {arm}, seed {seed}: step {done} of {steps}")
 
     def _make(self, job: Job) -> Row:
         with timing.pinned_threads(1):

@@ -42,6 +42,7 @@ def measure(
     work: Path,
     minutes: float | None,
     say: Callable[[str], None],
+    show: Callable[[str], None] = lambda line: None,
 ) -> bool:
     """Make the runs that are missing and write each figure's document; False when time ran out."""
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
@@ -50,7 +51,9 @@ def measure(
     work.mkdir(parents=True, exist_ok=True)
     text = load_text(work, vocab_size=sizes.vocab_size, held_out_bytes=sizes.held_out_bytes)
     for figure in wanted:
-        runs = bench.Bench(figure, sizes, seeds, text=text, work=work, say=say, deadline=deadline)
+        runs = bench.Bench(
+            figure, sizes, seeds, text=text, work=work, say=say, show=show, deadline=deadline
+        )
         try:
             document = runs.run()
         except bench.OutOfTime:

@@ -25,13 +25,18 @@ Watch = Callable[[Trainer], Mapping[str, Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One arm of a figure with one seed, and what it trains on."""
+    """One arm of a figure with one seed, and what it trains on.
+
+    Attributes:
+        show: receives (steps done, steps in all) after every step.
+    """
 
     figure: int
     arm: Arm
     seed: int
     scale: Scale
     text: Text
+    show: Callable[[int, int], None] = lambda done, steps: None
 
     def config(self, **changes: Any) -> FlashConfig:
         """The arm's model; `changes` are config.json fields over the arm's."""
@@ -109,6 +114,7 @@ def follow(
         except RunError:
             diverged = trainer.step + 1
             break
+        job.show(trainer.step, steps)
         extra = watch(trainer) if watch else {}
         stretch.add({**{name: record[name] for name in ("loss", *read)}, **extra})
         spent["step"] = trainer.step
