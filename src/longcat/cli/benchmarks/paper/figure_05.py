@@ -5,19 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-import torch
-
 from longcat.cli.benchmarks.paper import page
 from longcat.cli.benchmarks.paper.figure import Arm, Figure, Row, Scale
 from longcat.cli.benchmarks.paper.plot import Panel, plot
 from longcat.cli.benchmarks.paper.results import Point, Results
 from longcat.cli.benchmarks.paper.training import Job, follow
 from longcat.cli.benchmarks.paper.verdict import Verdict, difference
-from longcat.train.trainer import Trainer
+from longcat.optim import epsilon_share
 
 EPSILONS = (1e-1, 1e-3, 1e-5, 1e-7, 1e-8, 1e-16)
 SMALLEST = EPSILONS[-1]
-SHARE = 0.1  # of the denominator
 HARMFUL = 1e-3  # from here on, by the range of gradients the report gives for its smallest model
 
 
@@ -39,28 +36,7 @@ def run(job: Job) -> Row:
     """Train, then look at every coordinate's denominator."""
     trainer = job.trainer()
     row = follow(job, trainer, read=("grad_rms",), points=12, marks=2)
-    return {**row, "overruled": overruled_share(trainer)}
-
-
-@torch.no_grad()
-def overruled_share(trainer: Trainer) -> float:
-    """Share of coordinates where epsilon is more than a tenth of sqrt(v) + epsilon.
-
-    v is the bias-corrected second moment. Coordinates whose gradient was 0 at every step (rows of
-    the embedding whose token did not occur) are left out.
-    """
-    overruled = alive = 0
-    for group in trainer.optimizer.param_groups:
-        for parameter in group["params"]:
-            state = trainer.optimizer.state[parameter]
-            corrected = state["exp_avg_sq"].double() / (
-                1 - group["betas"][1] ** float(state["step"])
-            )
-            root = corrected.sqrt()
-            seen = root > 0
-            alive += int(seen.sum())
-            overruled += int((seen & (group["eps"] > SHARE * (root + group["eps"]))).sum())
-    return overruled / max(1, alive)
+    return {**row, "overruled": epsilon_share(trainer.optimizer)}
 
 
 def widths(results: Results) -> list[int]:
