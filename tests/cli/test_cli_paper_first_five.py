@@ -1,6 +1,7 @@
 """What single figures of `longcat bench paper` measure, against definitions in numpy."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from longcat.cli.benchmarks.operations import training_operations
 from longcat.cli.benchmarks.paper import figure_03, figure_04, figure_05
 from longcat.cli.benchmarks.paper.figure import Arm, Scale, figures
 from longcat.cli.benchmarks.paper.text import Text, load_text
-from longcat.cli.benchmarks.paper.training import Job
+from longcat.cli.benchmarks.paper.training import Job, train_curve
 from longcat.train.corpus import Corpus, Document
 
 TINY = Scale(
@@ -119,3 +121,12 @@ def test_arms_of_one_seed_see_the_same_batches(text: Text) -> None:
         one.model.named_parameters(), two.model.named_parameters(), strict=True
     ):
         assert torch.equal(first, second), name
+
+
+def test_operations_follow_the_experts_that_were_used(text: Text) -> None:
+    config = make_job(text, Arm(name="a")).config()
+    count = partial(training_operations, config, sequences=2, seq_len=8)
+    expert = 3 * config.hidden_size * config.moe.expert_ffn_hidden_size
+    assert count(ffn_slots=10) - count(ffn_slots=0) == 6 * expert * 10
+    row = train_curve(make_job(text, Arm(name="a")))
+    assert row["flops"] > TINY.steps * count(ffn_slots=0)

@@ -20,12 +20,13 @@ from longcat.train.snapshot import read_snapshot, write_snapshot
 from longcat.train.trainer import Trainer
 
 GROWN, RANDOM = "grown", "random"
+ROLES = {GROWN: "ffn", RANDOM: "net", "small": "zero"}
 TIMES = 2
 
 
 def arms(scale: Scale) -> Sequence[Arm]:
     """Both at one learning rate from warm-up to the end, so that any two steps may be compared."""
-    first = extra = 2 * scale.steps // 3
+    first = extra = scale.steps // 2
     constant = {"decay": 0.0}
     return (
         Arm(
@@ -110,8 +111,8 @@ def verdicts(results: Results) -> Sequence[Verdict]:
         ),
         Verdict(
             seen=gap.low > 0,
-            text=f"at the moment of growth the loss rises by {gap.show()} nats over the small "
-            "model's (the report's curve rises first, too).",
+            text=f"at the moment of growth the loss changes by {gap.mean:+.3f} ± {gap.half:.3f} "
+            "nats from the small model's (the report's curve rises first).",
         ),
     )
 
@@ -132,6 +133,7 @@ def body(results: Results) -> Iterable[str]:
         title="Held-out loss over the steps of the deep model; the small model's steps are not "
         "counted.",
         y_label="nats per token",
+        roles=ROLES,
     )
     small = [
         {**run, "held_out": run["small"]["held_out"], "arm": "small"} for run in results.runs(GROWN)
@@ -148,6 +150,7 @@ def body(results: Results) -> Iterable[str]:
         with_small,
         names,
         title="Held-out loss over everything that was spent, the small model's part included.",
+        roles=ROLES,
     )
     losses = [run["small"]["loss"] for run in results.runs(GROWN)]
     begun = [run["held_out"]["loss"][0] for run in results.runs(GROWN)]

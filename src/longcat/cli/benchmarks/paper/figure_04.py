@@ -18,8 +18,9 @@ RATE = 3e-2  # 7.5 times the rate that suits these models
 
 def arms(scale: Scale) -> Sequence[Arm]:
     """Without it, and at the weight of the report's figure."""
+    settings = {"lr": RATE, "steps": 2 * scale.steps // 3}
     return [
-        Arm(name=name, settings={"lr": RATE, "z_loss_weight": weight})
+        Arm(name=name, settings={**settings, "z_loss_weight": weight})
         for name, weight in ((OFF, 0.0), (ON, 1e-7))
     ]
 

@@ -20,7 +20,7 @@ HARMFUL = 1e-3  # from here on, by the range of gradients the report gives for i
 
 def arms(scale: Scale) -> Sequence[Arm]:
     """Every epsilon at the scale's width and at twice that."""
-    settings = {"steps": 4 * scale.steps // 15, "batch_size": max(1, scale.batch_size // 2)}
+    settings = {"steps": scale.steps // 5, "batch_size": max(1, scale.batch_size // 2)}
     return [
         Arm(
             name=f"width {width}, {eps:g}",
@@ -35,7 +35,7 @@ def arms(scale: Scale) -> Sequence[Arm]:
 def run(job: Job) -> Row:
     """Train, then look at every coordinate's denominator."""
     trainer = job.trainer()
-    row = follow(job, trainer, read=("grad_rms",), points=12, marks=2)
+    row = follow(job, trainer, read=("grad_rms",), points=12, marks=1)
     return {**row, "overruled": epsilon_share(trainer.optimizer)}
 
 

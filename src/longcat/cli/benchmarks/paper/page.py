@@ -117,7 +117,8 @@ def _method(document: Mapping[str, Any], results: Results) -> list[str]:
         f"- `{document['command']}`; runs made {_dates(document)}; {len(document['runs'])} "
         f"trainings, {cpu:,.0f} CPU seconds of training in all, one thread each.",
         f"- Intervals: mean ± t·s/√n over n = {seeds} seeds, Student's t = {quantile:.2f} for "
-        f"{percent(COVERAGE)} coverage. Arms are compared seed by seed.",
+        f"{percent(COVERAGE)} coverage. Arms are compared seed by seed. "
+        "Where an interval leaves a plot it is cut at the edge.",
         f"- Text: {text['source']}; {text['train_tokens']:,} training tokens of a byte-pair "
         f"vocabulary of {text['vocab_size']:,}, the same for every arm. Held-out loss: the "
         f"heads of {text['held_out_documents']} files never trained on, "
