@@ -9,8 +9,9 @@ from rich.console import Console
 
 from longcat.cli import tutorial
 from longcat.cli.main import main
-from longcat.cli.pages import Choices, Curves, find, list_tutorials, open_tutorial
+from longcat.cli.pages import Choices, Curves, Sweep, find, list_tutorials, open_tutorial
 from longcat.cli.pages.plain import plain_markdown, plain_math
+from longcat.cli.pages.svg import spread
 
 PAGE = """# A page
 
@@ -167,8 +168,36 @@ def test_figures_are_one_line_of_svg_with_a_spoken_title() -> None:
     for figure in (
         Curves({"a": [1.0, 2.0], "b": [2.0, 2.0]}, 2.0, title="Two < three."),
         Choices({"token 0": [0, 3]}, 2, 4, title="Two < three."),
+        Sweep(["1", "2"], {"a": [1.0, 2.0]}, title="Two < three.", x_label="x", y_label="y"),
     ):
         text = str(figure)
         assert text.count("\n") == 1
         assert "<title>Two &lt; three.</title>" in text
         assert "var(--ffn,#299fcd)" in text
+
+
+def test_a_sweep_marks_each_setting_and_names_it() -> None:
+    sweep = Sweep(
+        ["1e-3", "1e-2", "1e-1"],
+        {"narrow": [2.0, 1.0, 3.0], "wide": [2.5, 1.5, 2.5]},
+        title="Two basins.",
+        x_label="learning rate",
+        y_label="loss",
+    )
+    svg = str(sweep)
+    assert svg.count("<circle") == 6
+    assert all(f">{name}<" in svg for name in ("1e-3", "1e-2", "1e-1", "learning rate", "wide"))
+    text = io.StringIO()
+    Console(file=text, width=60).print(sweep)
+    last = text.getvalue().rstrip("\n").splitlines()[-1]
+    assert last.split() == ["1e-3", "learning", "rate", "1e-1"]
+
+
+def test_labels_that_stand_too_close_move_apart_and_stay_above_the_axis() -> None:
+    heights = [
+        height for height, _, _ in spread([(90, "a", ""), (95, "b", ""), (20, "c", "")], 100)
+    ]
+    assert heights[2] == 100
+    assert heights[2] - heights[1] == 17
+    free = [height for height, _, _ in spread([(10, "a", ""), (60, "b", "")], 100)]
+    assert free == [10, 60]
