@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from contextlib import nullcontext
+from dataclasses import asdict
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -42,6 +43,12 @@ class Backend(StrEnum):
 def command(
     model: Annotated[str | None, typer.Option(help=MODEL_HELP, show_default=MODEL_DEFAULT)] = None,
     prompt: Annotated[str, typer.Option(help="Text to continue; - reads standard input.")] = "",
+    chat: Annotated[
+        bool, typer.Option("--chat", help="The prompt is a user's message; print the reply.")
+    ] = False,
+    system: Annotated[
+        str | None, typer.Option(help="With --chat: the system message.", show_default="none")
+    ] = None,
     max_tokens: Annotated[
         int | None,
         typer.Option(
@@ -81,6 +88,8 @@ def command(
 
     Example: longcat generate --prompt "def main(" --max-tokens 60
 
+    With a model fine-tuned on chats: longcat generate --chat --prompt "What does len do?"
+
     From a pipe: echo "import os" | longcat generate --prompt - --temperature 1
     """
     from longcat.serve import SamplingParams, decode
@@ -92,7 +101,12 @@ def command(
     data = sys.stdin.buffer.read().removesuffix(b"\n") if prompt == "-" else os.fsencode(prompt)
     found = find_model(model)
     flash, tokenizer = open_model(found, dtype, device)
-    prompt_ids = [tokenizer.bos_id, *tokenizer.encode_bytes(data)]
+    if system is not None and not chat:
+        raise ValueError("generate: --system goes with --chat")
+    if chat:
+        prompt_ids = chat_prompt(tokenizer, data.decode("utf-8", "replace"), system)
+    else:
+        prompt_ids = [tokenizer.bos_id, *tokenizer.encode_bytes(data)]
     if max_tokens is None:
         room = max(1, flash.max_position - len(prompt_ids))
         params = SamplingParams(**{**vars(params), "max_tokens": min(DEFAULT_MAX_TOKENS, room)})
@@ -103,9 +117,16 @@ def command(
             tokens = list(decoding)
             seconds = time.perf_counter() - started
             document = _document(found, data, tokens, decoding, seconds, tokenizer)
+            if chat:
+                document["reply"] = _reply(tokenizer, [token.id for token in tokens])
             typer.echo(json.dumps(document, indent=2))
             return
-        _stream(found, data, decoding, tokenizer)
+        if chat:
+            from longcat.flash.chat import reply_bytes
+
+            _stream(found, b"", decoding, reply_bytes(tokenizer, end=False))
+        else:
+            _stream(found, data, decoding, tokenizer.token_bytes())
 
 
 def open_model(found: FoundModel, dtype: str, device: str | None) -> "tuple[FlashModel, Tokenizer]":
@@ -129,6 +150,25 @@ def open_model(found: FoundModel, dtype: str, device: str | None) -> "tuple[Flas
     return model.to(place).eval(), tokenizer
 
 
+def chat_prompt(tokenizer: "Tokenizer", text: str, system: str | None) -> list[int]:
+    """The ids that ask for a reply to one message of a user."""
+    from longcat.chat import Message
+    from longcat.flash.chat import encode_prompt
+
+    messages: list[Message] = [{"role": "user", "content": text}]
+    if system is not None:
+        messages.insert(0, {"role": "system", "content": system})
+    return encode_prompt(tokenizer, messages)
+
+
+def _reply(tokenizer: "Tokenizer", ids: list[int]) -> dict[str, Any]:
+    """What was generated, as a message: text, tool calls, and whether it ended by itself."""
+    from longcat.chat import parse_reply
+    from longcat.flash.chat import chat_format, decode_reply
+
+    return asdict(parse_reply(decode_reply(tokenizer, ids), chat_format(tokenizer).name))
+
+
 def _using(backend: Backend | None) -> Any:
     if backend is None:
         return nullcontext()
@@ -137,7 +177,7 @@ def _using(backend: Backend | None) -> Any:
     return use_backend(backend.value)
 
 
-def _stream(found: FoundModel, prompt: bytes, decoding: "Decoding", tokenizer: "Tokenizer") -> None:
+def _stream(found: FoundModel, prompt: bytes, decoding: "Decoding", table: list[bytes]) -> None:
     from longcat.cli.ui.theme import make_console
 
     notes = make_console(stderr=True)
@@ -145,7 +185,6 @@ def _stream(found: FoundModel, prompt: bytes, decoding: "Decoding", tokenizer: "
         notes.print(f"{found.directory}, {found.reason}", style="note", soft_wrap=True)
     printer = TokenPrinter(make_console())
     printer.prompt(prompt)
-    table = tokenizer.token_bytes()
     started = time.perf_counter()
     try:
         for token in decoding:

@@ -26,7 +26,7 @@ INTERRUPTED = 130
 
 def command(
     more: Annotated[
-        list[str] | None, typer.Argument(metavar="PATH", help="More paths for --data.")
+        list[str] | None, typer.Argument(metavar="PATH", help="More paths for --data or --sft.")
     ] = None,
     preset: Annotated[
         str | None, typer.Option(help="The model's size: nano or bench.", show_default="nano")
@@ -37,6 +37,27 @@ def command(
             metavar="PATH",
             help="Text: files, folders, globs, .jsonl with a field text, - for standard input.",
             show_default="Python's standard library",
+        ),
+    ] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Start from this checkpoint and its tokenizer; nano is the shipped one.",
+            show_default="random weights",
+        ),
+    ] = None,
+    sft: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CHATS",
+            help="With --init: fine-tune on conversations, .jsonl in OpenAI's messages form.",
+        ),
+    ] = None,
+    template: Annotated[
+        str | None,
+        typer.Option(
+            help="With --sft: the chat format, longcat or chatml.", show_default="longcat"
         ),
     ] = None,
     out: Annotated[
@@ -164,6 +185,8 @@ def command(
 
     Example: longcat train --quickstart
 
+    On conversations: longcat train --sft chats.jsonl --init nano --out runs/chat
+
     On your own text: longcat train --data my-project notes.txt --out runs/mine --steps 500
     """
     from longcat.cli.ui.panel import Watcher, show_card, show_summary
@@ -179,7 +202,10 @@ def command(
 
     given = {
         "preset": preset,
-        "data": (*(data or ()), *(more or ())) or None,
+        "data": (*(data or ()), *(() if sft else more or ())) or None,
+        "init": init,
+        "sft": (*(sft or ()), *(more or ())) if sft else None,
+        "template": template,
         "steps": steps,
         "time_budget": time_budget,
         "seed": seed,
@@ -214,6 +240,11 @@ def command(
         raise ValueError("train: --search-lr begins a search; leave out --resume and --quickstart")
     if transfer_from is not None and (resume or quickstart):
         raise ValueError("train: --transfer-from begins a run; leave out --resume and --quickstart")
+    if init is not None and (quickstart or search_lr is not None or transfer_from is not None):
+        raise ValueError(
+            "train: --init starts from trained weights; leave out --quickstart, --search-lr and "
+            "--transfer-from"
+        )
     if from_step is not None and not resume:
         raise ValueError("train: --from-step goes with --resume --out DIR")
     if search_lr is not None or (resume and out is not None and is_search(out)):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from longcat.cli.models import RUNS, newest_run
+from longcat.cli.models import RUNS, find_model, newest_run
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from longcat.train.summary import Summary
 
 DEFAULT_STEPS = 1000
+SFT_STEPS = 300
 # Both phases together stay below five minutes on two free cores.
 QUICKSTART_SECONDS = 225.0
 QUICKSTART_DISTILL_STEPS = 120
@@ -65,7 +66,8 @@ def find_place(
         if free != place:
             console.print(f"{place} is kept as it is; this run goes to {free}", style="note")
         return free, False
-    return out or free_directory(RUNS / str(wanted.get("preset", "nano"))), False
+    name = "chat" if "sft" in wanted else str(wanted.get("preset", "nano"))
+    return out or free_directory(RUNS / name), False
 
 
 def chosen_settings(wanted: dict[str, Any], quickstart: bool) -> "TrainSettings":
@@ -78,18 +80,53 @@ def chosen_settings(wanted: dict[str, Any], quickstart: bool) -> "TrainSettings"
         raise RunError(
             f"train: --precision must be float32, bf16 or float64; got {wanted['precision']}"
         )
-    preset = FlashConfig.preset(wanted.get("preset", "nano"))
-    defaults: dict[str, Any] = {
-        "vocab_size": preset.vocab_size,
-        "lr": default_lr(wanted.get("width") or preset.hidden_size),
-    }
+    defaults: dict[str, Any]
+    if "init" in wanted:
+        defaults, wanted = _from_checkpoint(wanted)
+    else:
+        preset = FlashConfig.preset(wanted.get("preset", "nano"))
+        defaults = {
+            "vocab_size": preset.vocab_size,
+            "lr": default_lr(wanted.get("width") or preset.hidden_size),
+        }
     if "steps" not in wanted and "time_budget" not in wanted:
-        defaults |= {"time_budget": QUICKSTART_SECONDS} if quickstart else {"steps": DEFAULT_STEPS}
+        steps = SFT_STEPS if "sft" in wanted else DEFAULT_STEPS
+        defaults |= {"time_budget": QUICKSTART_SECONDS} if quickstart else {"steps": steps}
     if quickstart:
         defaults["distill_steps"] = QUICKSTART_DISTILL_STEPS
     if wanted.get("batch_size", 2) % 2:
         defaults["micro_batches"] = 1
     return TrainSettings(**{**defaults, **wanted})
+
+
+def _from_checkpoint(wanted: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(defaults, what was asked for) of a run that starts from trained weights.
+
+    The learning rate is a quarter of the one for random weights, and the bias controller keeps the
+    small gain that it ends a run with: the balance has been found already.
+    """
+    from longcat.flash import FlashConfig
+    from longcat.flash.checkpoint import open_checkpoint
+    from longcat.train import RunError, TrainSettings
+    from longcat.train.settings import default_lr
+
+    decided = [name for name in ("preset", "vocab_size", "width") if name in wanted]
+    if decided:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in decided)
+        raise RunError(
+            f"train: --init decides the model's sizes and tokenizer; leave out {options}"
+        )
+    directory = find_model(wanted["init"]).directory
+    with open_checkpoint(directory) as checkpoint:
+        config: FlashConfig = checkpoint.config
+    defaults = {
+        "preset": directory.resolve().name,
+        "vocab_size": config.vocab_size,
+        "lr": default_lr(config.hidden_size) / 4,
+        "mu": TrainSettings.mu_final,
+        "mtp_weight": TrainSettings.mtp_weight if config.has_mtp else 0.0,
+    }
+    return defaults, {**wanted, "init": str(directory.resolve())}
 
 
 def short(summary: "Summary") -> dict[str, Any]:
@@ -107,6 +144,8 @@ def short(summary: "Summary") -> dict[str, Any]:
         "total_parameters": summary["parameters"]["total"],
         "loss": loss if loss is not None and math.isfinite(loss) else None,
         "bits_per_byte": held_out.get("bits_per_byte"),
+        "bits_per_byte_of": held_out.get("of", "text"),
+        "bits_per_byte_before": held_out.get("bits_per_byte_before"),
         "held_out_bytes": held_out.get("bytes"),
         "compressors": held_out.get("compressors"),
         "ffn_experts_mean": held_out.get("ffn_experts_mean"),

@@ -5,7 +5,8 @@ Notable:
 - a newline keeps the indentation that follows it, because in source code that pair is one thing;
 - digits stand alone, so a number's tokens are its digits (report section 2.4);
 - text that happens to spell `<s>` is text: control tokens come from ids, never from the input;
-- the files written are what transformers' AutoTokenizer, vLLM and SGLang read.
+- the files written are what transformers' AutoTokenizer, vLLM and SGLang read, the chat template
+  of a tokenizer made for chat included (`longcat.flash.chat`).
 """
 
 import json
@@ -13,11 +14,13 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from tokenizers import Regex, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as BackendTokenizer
 
+from longcat.chat import Template, template_of
 from longcat.flash.errors import CheckpointError
 
+CHAT_TEMPLATE = "chat_template.jinja"
 UNK, BOS, EOS, PAD = 0, 1, 2, 3
 SPECIAL_TOKENS = ("<unk>", "<s>", "</s>", "<pad>")
 _BATCH = 64  # texts encoded at once
@@ -50,14 +53,21 @@ class Tokenizer:
 
     Args:
         backend: a `tokenizers.Tokenizer`. Use `Tokenizer.load` or `Tokenizer.train_bpe`.
+        chat: the chat format that a model with this tokenizer was trained for, if any.
+
+    Attributes:
+        markers: ids of the control tokens that were added to the vocabulary, by their text.
     """
 
-    def __init__(self, backend: BackendTokenizer) -> None:
+    def __init__(self, backend: BackendTokenizer, chat: Template | None = None) -> None:
         backend.encode_special_tokens = True
         self._backend = backend
+        self.chat = chat
+        added = backend.get_added_tokens_decoder().items()
+        self.markers: dict[str, int] = {t.content: i for i, t in added if t.special}
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
         ids = [backend.token_to_id(name) for name in SPECIAL_TOKENS]
-        self._special = {i for i in ids if i is not None}
+        self._special = {i for i in ids if i is not None} | set(self.markers.values())
         defaults = enumerate(ids)
         _, self.bos_id, self.eos_id, self.pad_id = (d if i is None else i for d, i in defaults)
         self._bytes: list[bytes] | None = None
@@ -97,7 +107,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, directory: str | Path) -> "Tokenizer":
-        """Read `tokenizer.json` from a checkpoint or run directory.
+        """Read `tokenizer.json`, and the chat template if one of ours is beside it.
 
         Raises:
             CheckpointError: when it is missing or cannot be read.
@@ -108,26 +118,40 @@ class Tokenizer:
                 f"tokenizer: expected {path}, found no such file; a checkpoint needs its "
                 "tokenizer.json to turn text into ids"
             )
+        template = path.with_name(CHAT_TEMPLATE)
         try:
-            return cls(BackendTokenizer.from_file(str(path)))
+            chat = template_of(template.read_text("utf-8")) if template.is_file() else None
+            return cls(BackendTokenizer.from_file(str(path)), chat)
         except Exception as error:  # tokenizers raises bare Exception
             raise CheckpointError(f"tokenizer: {path} cannot be read: {error}") from error
 
+    def with_markers(self, chat: Template) -> "Tokenizer":
+        """This tokenizer for chat: the format's markers become one control token each.
+
+        Those that are no control token yet get the next free ids, in the format's order; all other
+        ids stay.
+        """
+        backend = BackendTokenizer.from_str(self._backend.to_str())
+        backend.add_special_tokens([AddedToken(m, special=True) for m in chat.special])
+        return Tokenizer(backend, chat)
+
     def save(self, directory: str | Path) -> None:
-        """Write tokenizer.json and tokenizer_config.json."""
+        """Write tokenizer.json, tokenizer_config.json and, for chat, chat_template.jinja."""
         folder = Path(directory)
         self._backend.save(str(folder / "tokenizer.json"))
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "unk_token": "<unk>",
             "bos_token": "<s>",
-            "eos_token": "</s>",
+            "eos_token": "</s>" if self.chat is None else self.chat.end,
             "pad_token": "<pad>",
             "clean_up_tokenization_spaces": False,
             "model_input_names": ["input_ids", "attention_mask"],
         }
         text = json.dumps(config, indent=2) + "\n"
         (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+        if self.chat is not None:
+            (folder / CHAT_TEMPLATE).write_text(self.chat.jinja, encoding="utf-8")
 
     def encode(self, text: str, *, bos: bool = False) -> list[int]:
         """Ids of text; `bos` puts <s> in front, as it stands before every training document."""

@@ -136,4 +136,6 @@ def sample(
     ids = tokenizer.encode(prompt, bos=True)
     room = model.max_position - len(ids)
     params = SamplingParams(temperature=temperature, max_tokens=min(tokens, room), seed=0)
-    return tokenizer.decode(token.id for token in decode(model, ids, params))
+    drawn = (token.id for token in decode(model, ids, params))
+    # A model may have more ids than its tokenizer; the spare ones stand for nothing.
+    return tokenizer.decode(i for i in drawn if i < tokenizer.vocab_size)

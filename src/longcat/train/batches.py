@@ -50,12 +50,18 @@ class Batch:
         after_next: [B, T] the ids two places further: what the MTP head predicts.
         document_ids: [B, T] which document of its window each input belongs to, when documents are
             kept apart; -1 for padding.
+        learned: [B, T] False where the next id is not to be learned; None where all are.
     """
 
     inputs: Ids
     next_ids: Ids
     after_next: Ids
     document_ids: Ids | None = None
+    learned: NDArray[np.bool_] | None = None
+
+    def targets(self, bos: int) -> Ids:
+        """[B, T] what the main model is to predict; `bos` where there is nothing."""
+        return self.next_ids if self.learned is None else np.where(self.learned, self.next_ids, bos)
 
 
 class Windows:
@@ -138,6 +144,11 @@ def keep_apart(batch: Batch, bos: int) -> Batch:
         after_next=np.where(batch.next_ids == bos, bos, batch.after_next),
         document_ids=(batch.inputs == bos).cumsum(axis=-1, dtype=np.int64),
     )
+
+
+def epoch_order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
+    """[count] the order of an epoch's windows."""
+    return _shuffle(seed, epoch, count)[0]
 
 
 @lru_cache(maxsize=4)

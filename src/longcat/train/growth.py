@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from longcat.flash import FlashConfig, FlashModel
 from longcat.flash.checkpoint import save_checkpoint
+from longcat.flash.checkpoint.save import COMPANIONS
 from longcat.optim import stacked_names, stacked_rows
 from longcat.train.directory import RunDirectory
 from longcat.train.errors import RunError
@@ -70,8 +71,9 @@ def grow_run(source: Path, out: Path, times: int) -> FlashConfig:
     if not run.snapshots():
         model = grow_model(FlashModel.from_pretrained(source), times)
         save_checkpoint(model, out)
-        for extra in sorted(source.glob("tokenizer*.json")):
-            shutil.copyfile(extra, out / extra.name)
+        for name in COMPANIONS:
+            if (source / name).is_file():
+                shutil.copyfile(source / name, out / name)
         return model.config
     snapshot = run.latest()
     dtype = parameter_dtype(read_settings(snapshot))

@@ -16,6 +16,7 @@ from longcat.train.directory import RunDirectory
 from longcat.train.errors import RunError
 from longcat.train.exchange import Exchange
 from longcat.train.metrics import MetricsWriter, Record
+from longcat.train.origin import initial_model
 from longcat.train.prepare import Prepared, reopen
 from longcat.train.snapshot import read_snapshot, write_snapshot
 from longcat.train.trainer import Trainer
@@ -46,6 +47,9 @@ class Silent:
 def begin(directory: RunDirectory, prepared: Prepared) -> None:
     """Save the initial weights: from here on the directory is loadable at any moment."""
     trainer = make_trainer(prepared, Exchange())
+    if prepared.settings.init is not None:
+        first = initial_model(prepared.settings, prepared.config)
+        trainer.model.load_state_dict(first.state_dict())
     directory.save(0, lambda folder: write_snapshot(trainer, prepared.tokenizer, folder))
 
 

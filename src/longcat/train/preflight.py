@@ -8,6 +8,7 @@ import math
 import os
 import time
 from dataclasses import dataclass, replace
+from typing import Any
 
 from longcat.flash import FlashConfig, count_parameters
 from longcat.train.errors import RunError
@@ -162,7 +163,9 @@ def card(
             label="tokenizer",
             value=f"{prepared.tokenizer.vocab_size:,} entries, "
             f"{corpus['train_bytes'] / max(1, corpus['train_tokens']):.2f} bytes per token",
-            why="byte-level BPE learned from the training text",
+            why="byte-level BPE learned from the training text"
+            if settings.init is None
+            else f"of {settings.init}",
         ),
         Row(
             label="model",
@@ -212,7 +215,20 @@ def card(
             "goes on from the last",
         ),
     ]
+    if "chats" in corpus:
+        rows.insert(2, _chats_row(corpus["chats"], corpus["train_tokens"]))
     return rows
+
+
+def _chats_row(chats: dict[str, Any], tokens: int) -> Row:
+    """What is learned of the conversations, and what became of those that are too long."""
+    return Row(
+        label="learned",
+        value=f"{chats['learned_tokens']:,} tokens of the assistant, of {tokens:,} read",
+        why=f"{chats['template']} format, {chats['windows']:,} windows filled to "
+        f"{chats['filled']:.0%}; {chats['cut']} conversations cut at the window, "
+        f"{chats['skipped']} skipped",
+    )
 
 
 def gigabytes(count: float) -> str:

@@ -20,7 +20,7 @@ from longcat.train.errors import DataError, RunError
 from longcat.train.settings import TrainSettings
 from longcat.train.snapshot import read_settings
 
-_TOKENS, _HELD_OUT, _CARD = "train.npy", "held_out.jsonl", "corpus.json"
+TOKENS, HELD_OUT, CARD = "train.npy", "held_out.jsonl", "corpus.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,8 @@ class Prepared:
     """All that processes of a run share.
 
     Attributes:
-        tokens: training ids, memory-mapped. card: where the text came from, its size and licence.
+        tokens: training ids, memory-mapped: flat, or packed conversations [W, 3, T]
+            (`longcat.train.sft.packing`). card: where the text came from, its size and licence.
     """
 
     config: FlashConfig
@@ -72,18 +73,23 @@ def prepare(
     corpus: Corpus,
     settings: TrainSettings,
     config: FlashConfig | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> Prepared:
     """Train the tokenizer, encode the text and store both in a new run directory.
 
     Nothing is created when the text cannot be used.
 
+    Args:
+        tokenizer: the one to use instead of training one.
+
     Raises:
         DataError: too little text. RunError: the directory exists or cannot be written.
     """
     config = config or model_config(settings)
-    tokenizer = Tokenizer.train_bpe((d.text for d in corpus.train), config.vocab_size)
-    if tokenizer.vocab_size < config.vocab_size:  # short text has few pairs to merge
-        config = replace(config, vocab_size=tokenizer.vocab_size)
+    if tokenizer is None:
+        tokenizer = Tokenizer.train_bpe((d.text for d in corpus.train), config.vocab_size)
+        if tokenizer.vocab_size < config.vocab_size:  # short text has few pairs to merge
+            config = replace(config, vocab_size=tokenizer.vocab_size)
     tokens = tokenize(corpus.train, tokenizer)
     if len(tokens) < settings.seq_len + LOOKAHEAD:
         raise DataError(
@@ -102,10 +108,10 @@ def prepare(
     }
     directory.create()
     try:
-        save_tokens(directory.data / _TOKENS, tokens, config.vocab_size)
+        save_tokens(directory.data / TOKENS, tokens, config.vocab_size)
         lines = [json.dumps({"name": d.name, "text": d.text}) + "\n" for d in corpus.held_out]
-        write_text(directory.data / _HELD_OUT, "".join(lines))
-        write_text(directory.data / _CARD, json.dumps(card, indent=1) + "\n")
+        write_text(directory.data / HELD_OUT, "".join(lines))
+        write_text(directory.data / CARD, json.dumps(card, indent=1) + "\n")
         tokenizer.save(directory.path)
     except OSError as error:
         raise RunError(
@@ -115,7 +121,7 @@ def prepare(
         config=config,
         settings=settings,
         tokenizer=tokenizer,
-        tokens=load_tokens(directory.data / _TOKENS),
+        tokens=load_tokens(directory.data / TOKENS),
         held_out=corpus.held_out,
         card=card,
     )
@@ -131,14 +137,14 @@ def reopen(directory: RunDirectory) -> Prepared:
     try:
         settings = read_settings(snapshot)
         fields = json.loads((snapshot / "config.json").read_text(encoding="utf-8"))
-        lines = (directory.data / _HELD_OUT).read_text(encoding="utf-8").splitlines()
+        lines = (directory.data / HELD_OUT).read_text(encoding="utf-8").splitlines()
         return Prepared(
             config=FlashConfig.from_hf(fields),
             settings=settings,
             tokenizer=Tokenizer.load(snapshot),
-            tokens=load_tokens(directory.data / _TOKENS),
+            tokens=load_tokens(directory.data / TOKENS),
             held_out=tuple(Document(**json.loads(line)) for line in lines),
-            card=json.loads((directory.data / _CARD).read_text(encoding="utf-8")),
+            card=json.loads((directory.data / CARD).read_text(encoding="utf-8")),
         )
     except (OSError, ValueError) as error:
         raise RunError(f"resume: the run in {directory.path} is damaged: {error}") from error

@@ -34,8 +34,9 @@ def render(summary: Summary, records: Sequence[Record]) -> str:
         f"<div class='card'><b>{escape(value)}</b><span>{escape(label)}</span></div>"
         for label, value in figures(summary)
     )
+    on = "what the assistant says" if summary["settings"].get("sft") else "training text"
     sections = [
-        _section("Loss", _loss(records), "Cross entropy of the next token on training text."),
+        _section("Loss", _loss(records), f"Cross entropy of the next token on {on}."),
         _held_out(summary),
         _experts(summary, records),
         _kinds(summary),
@@ -90,6 +91,14 @@ def _held_out(summary: Summary) -> str:
         return _section("Held-out text", "<p>No text was held out.</p>")
     rows = [*held_out["compressors"].items(), ("this model", held_out["bits_per_byte"])]
     bars = [(name, value, f"{value:.3f}") for name, value in sorted(rows, key=lambda r: -r[1])]
+    if held_out.get("of") == "replies":
+        return _section(
+            "Bits per byte of held-out replies",
+            bar_chart(bars, highlight="this model"),
+            f"Over the {held_out['bytes']:,} bytes that the assistant says in "
+            f"{held_out['conversations']} held-out conversations; prompts are read, not scored. "
+            "Compressors get the same bytes without the prompts, so they are at a disadvantage.",
+        )
     return _section(
         "Bits per byte on held-out files",
         bar_chart(bars, highlight="this model"),
@@ -241,6 +250,13 @@ def _sample(summary: Summary) -> str:
     sample = summary["sample"]
     if sample is None:
         return ""
+    if "reference" in sample:
+        reference = f"<p>In the data:</p><pre>{escape(sample['reference'])}</pre>"
+        return _section(
+            "An answer",
+            f"<pre><b>{escape(sample['prompt'])}</b>{escape(sample['text'])}</pre>{reference}",
+            f"To {sample['document']}, held out (bold); greedy.",
+        )
     return _section(
         "A sample",
         f"<pre><b>{escape(sample['prompt'])}</b>{escape(sample['text'])}</pre>",

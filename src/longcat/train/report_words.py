@@ -18,8 +18,12 @@ def figures(summary: Summary) -> list[tuple[str, str]]:
     held_out, mtp = summary["held_out"], summary["mtp"]
     rows = []
     if held_out:
-        rows.append(("bits per byte, held out", f"{held_out['bits_per_byte']:.3f}"))
-        rows.append(("loss, held out (nats per token)", f"{held_out['loss']:.3f}"))
+        what = "held-out replies" if held_out.get("of") == "replies" else "held out"
+        rows.append((f"bits per byte, {what}", f"{held_out['bits_per_byte']:.3f}"))
+        if held_out.get("bits_per_byte_before") is not None:
+            before = f"{held_out['bits_per_byte_before']:.3f}"
+            rows.append(("the same before fine-tuning", before))
+        rows.append((f"loss, {what} (nats per token)", f"{held_out['loss']:.3f}"))
         means = ", ".join(f"{m:.2f}" for m in held_out["ffn_experts_mean"])
         rows.append((f"FFN experts per token (target {summary['ffn_experts_target']:g})", means))
     heaviest = summary["balance"]["expert_load_max"]
@@ -44,11 +48,17 @@ def figures(summary: Summary) -> list[tuple[str, str]]:
 def next_steps(summary: Summary) -> list[Next]:
     """What to try after this run."""
     directory, settings = summary["directory"], summary["settings"]
+    write = Next(
+        why="Let the model write; drafted and accepted tokens are coloured.",
+        command=f'longcat generate --model {directory} --prompt "def main("',
+    )
+    if settings.get("sft"):
+        write = Next(
+            why="Ask it something.",
+            command=f'longcat generate --model {directory} --chat --prompt "What does len do?"',
+        )
     steps = [
-        Next(
-            why="Let the model write; drafted and accepted tokens are coloured.",
-            command=f'longcat generate --model {directory} --prompt "def main("',
-        ),
+        write,
         Next(
             why="Train on your own text: files, folders, globs, .jsonl, or - for standard input.",
             command="longcat train --preset nano --data PATH --out runs/mine --time-budget 280",
@@ -64,7 +74,12 @@ def next_steps(summary: Summary) -> list[Next]:
         ),
     ]
     held_out = summary["held_out"]
-    if held_out and held_out["bits_per_byte"] > held_out["compressors"].get("xz", 0.0):
+    from_scratch = not settings.get("init")
+    if (
+        from_scratch
+        and held_out
+        and held_out["bits_per_byte"] > held_out["compressors"].get("xz", 0.0)
+    ):
         longer = round(2 * max(60.0, summary["seconds"]))
         again = Next(
             why="xz still needs fewer bits for the same bytes: train twice as long.",

@@ -12,17 +12,20 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from longcat.flash import FlashModel
+from longcat.flash import FlashConfig, FlashModel
 from longcat.flash.checkpoint import save_checkpoint
 from longcat.train.directory import RunDirectory
 from longcat.train.distill import DistillRecord, DistillSettings, distill_mtp
 from longcat.train.errors import RunError
 from longcat.train.exchange import limit_threads
 from longcat.train.loop import Observer, begin, interruptible, run
+from longcat.train.origin import Origin, read_origin
 from longcat.train.preflight import Row, card, check_memory, choose_processes, probe
 from longcat.train.prepare import Prepared, model_config, prepare, reopen
 from longcat.train.report import write_report
 from longcat.train.settings import TrainSettings
+from longcat.train.sft.packing import real_ids
+from longcat.train.sft.prepare import prepare_chats
 from longcat.train.snapshot import read_settings
 from longcat.train.sources import read_corpus
 from longcat.train.summary import Summary, summarise
@@ -66,16 +69,14 @@ def open_run(
         ValueError: unknown preset, unusable text, a directory in use, too little memory.
     """
     directory = RunDirectory(out)
-    config = model_config(settings)
+    origin = None if settings.init is None else read_origin(settings)
+    config = model_config(settings) if origin is None else origin.config
     count, why = choose_processes(processes, settings.micro_batches)
     check_memory(config, settings, count)
     directory.check_new()
-    say("reading text")
-    corpus = read_corpus(settings.data)
     limit_threads(1)
-    say("learning the tokenizer and encoding the text")
     try:
-        prepared = prepare(directory, corpus, settings, config)
+        prepared = _prepare(directory, settings, origin, config, say)
         say("measuring speed")
         speed = probe(prepared)
         prepared = replace(prepared, settings=replace(settings, precision=speed.precision))
@@ -89,6 +90,27 @@ def open_run(
         processes=count,
         card=card(prepared, speed, count, why, str(out)),
     )
+
+
+def _prepare(
+    directory: RunDirectory,
+    settings: TrainSettings,
+    origin: Origin | None,
+    config: FlashConfig,
+    say: Say,
+) -> Prepared:
+    """Text or conversations, read and stored in the new directory."""
+    if settings.sft:
+        assert origin is not None  # TrainSettings sees to it
+        say("reading and encoding the conversations")
+        return prepare_chats(directory, settings, origin)
+    say("reading text")
+    corpus = read_corpus(settings.data)
+    if origin is not None:
+        say("encoding the text")
+        return prepare(directory, corpus, settings, config, origin.tokenizer)
+    say("learning the tokenizer and encoding the text")
+    return prepare(directory, corpus, settings, config)
 
 
 def resume_run(
@@ -190,7 +212,8 @@ def _distil_head(session: Session, say: Say) -> dict[str, Any]:
                 "corpus"
             )
 
-    distill_mtp(model, prepared.tokens, settings, observe)
+    ids = real_ids(prepared.tokens) if prepared.settings.sft else prepared.tokens
+    distill_mtp(model, ids, settings, observe)
     save_checkpoint(model, directory.path)
     return {
         "settings": asdict(settings),

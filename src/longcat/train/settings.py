@@ -20,6 +20,10 @@ class TrainSettings:
     Args:
         preset: name of the model configuration.
         data: `--data` arguments; empty means the default corpus.
+        init: the checkpoint that the run starts from, with its sizes and its tokenizer; None starts
+            from random weights. preset is then only a name.
+        sft: `--sft` arguments, conversations to fine-tune on instead of text. template: the chat
+            format they are written in.
         vocab_size: entries of the tokenizer trained for this run.
         seed: decides initial weights and data order.
         steps: optimizer steps; None when `time_budget` decides.
@@ -60,6 +64,9 @@ class TrainSettings:
 
     preset: str = "nano"
     data: tuple[str, ...] = ()
+    init: str | None = None
+    sft: tuple[str, ...] = ()
+    template: str = "longcat"
     vocab_size: int = 2048
     seed: int = 0
     steps: int | None = None
@@ -137,6 +144,11 @@ class TrainSettings:
             raise RunError(f"train: --schedule must be wsd or cosine; got {self.schedule}")
         if not 0 <= self.decay <= 1:
             raise RunError(f"train: --decay is a fraction of the run, 0 to 1; got {self.decay}")
+        if self.sft and (self.init is None or self.data):
+            raise RunError(
+                "train: --sft goes with --init MODEL, the checkpoint to fine-tune, and without "
+                "--data"
+            )
         if self.micro_batches < 1 or self.batch_size % self.micro_batches:
             raise RunError(
                 f"train: a batch of {self.batch_size} windows cannot be cut into "
@@ -160,7 +172,8 @@ class TrainSettings:
             raise RunError(
                 f"resume: the run was saved with settings this version does not know: {unknown}"
             )
-        saved["data"] = tuple(saved.get("data", ()))
+        for name in ("data", "sft"):
+            saved[name] = tuple(saved.get(name, ()))
         return cls(**saved)
 
 

@@ -39,7 +39,7 @@ class Targets:
 def count_targets(batch: Batch, bos: int) -> Targets:
     """Targets of a whole batch; <s> is never one, since it opens another document."""
     return Targets(
-        main=int(np.count_nonzero(batch.next_ids != bos)),
+        main=int(np.count_nonzero(batch.targets(bos) != bos)),
         mtp=int(np.count_nonzero(batch.after_next != bos)),
     )
 
@@ -81,10 +81,11 @@ def forward_backward(
     bos = document_start(model.config)
     inputs = torch.from_numpy(batch.inputs)
     next_ids, after_next = torch.from_numpy(batch.next_ids), torch.from_numpy(batch.after_next)
+    wanted = batch.targets(bos)
     documents = None if batch.document_ids is None else torch.from_numpy(batch.document_ids)
     with arithmetic(settings):
         output = model(inputs, output_router=True, document_ids=documents)
-        nll = _summed(output.logits, next_ids, bos)
+        nll = _summed(output.logits, torch.from_numpy(wanted), bos)
         mtp_logits = (
             model.mtp(output.hidden, next_ids, document_ids=documents)[0]
             if settings.mtp_weight
@@ -95,7 +96,7 @@ def forward_backward(
     total = loss + z / settings.micro_batches
     if mtp_logits is not None:
         mtp_nll = _summed(mtp_logits, after_next, bos)
-        total = total + settings.mtp_weight * mtp_nll / targets.mtp
+        total = total + settings.mtp_weight * mtp_nll / max(1, targets.mtp)
         tally.add("mtp_nll", mtp_nll.detach())
         tally.add("mtp_targets", float((after_next != bos).sum()))
     if measure:
@@ -103,8 +104,8 @@ def forward_backward(
     total.backward()
     _add_sums(output, documents, tally)
     tally.add("nll", nll.detach())
-    tally.add("targets", float((next_ids != bos).sum()))
-    tally.add("bytes", float(token_bytes[batch.next_ids[batch.next_ids != bos]].sum()))
+    tally.add("targets", float((wanted != bos).sum()))
+    tally.add("bytes", float(token_bytes[wanted[wanted != bos]].sum()))
     tally.add("z", z.detach())
 
 

@@ -11,13 +11,16 @@ from typing import Any
 
 from longcat.flash import FlashModel, count_parameters
 from longcat.flash.tokenizer import Tokenizer
-from longcat.train.acceptance import measure_acceptance, sample
+from longcat.train.acceptance import Acceptance, measure_acceptance, sample
 from longcat.train.classes import by_kind, by_token
 from longcat.train.corpus import Document
 from longcat.train.directory import RunDirectory, write_text
 from longcat.train.evaluate import HeldOut, compressed_bits_per_byte, evaluate
 from longcat.train.metrics import read_metrics
+from longcat.train.origin import initial_model
 from longcat.train.prepare import Prepared
+from longcat.train.sft.prepare import held_out_chats
+from longcat.train.sft.score import answer, score_chats
 from longcat.train.watch.alarm import counted
 from longcat.train.watch.load import verdict
 
@@ -85,6 +88,9 @@ def _document(
         "mtp": None,
         "sample": None,
     }
+    if prepared.settings.sft:
+        _add_chats(document, directory, prepared, model, prompts, say)
+        return document
     if not prepared.held_out:
         return document
     with ThreadPoolExecutor(1) as beside:  # compressors leave the interpreter free
@@ -97,13 +103,57 @@ def _document(
         document["sample"] = _sample(model, tokenizer, prepared.held_out)
         document["held_out"] = _held_out(held_out, tokenizer, compressing.result())
         document["balance"] = verdict(records, document["ffn_experts_target"], held_out.ffn_mean)
-    if acceptance is not None:
-        document["mtp"] = {
-            **asdict(acceptance),
-            "acceptance": acceptance.rate,
-            "acceptance_without_repeats": acceptance.fresh_rate,
-        }
+    document["mtp"] = _drafts(acceptance)
     return document
+
+
+def _add_chats(
+    document: Summary,
+    directory: RunDirectory,
+    prepared: Prepared,
+    model: FlashModel,
+    prompts: int,
+    say: Callable[[str], None],
+) -> None:
+    """The figures of a run on conversations: of what the assistant says in those held out."""
+    settings, tokenizer = prepared.settings, prepared.tokenizer
+    chats = held_out_chats(directory.path, settings.template)
+    if not chats:
+        return
+    say("scoring what the assistant says in held-out conversations")
+    score = score_chats(model, tokenizer, chats, window=settings.seq_len)
+    held_out = score.held_out
+    replies = tokenizer.decode(held_out.ids[held_out.is_text].tolist())
+    compressors = compressed_bits_per_byte([Document(name="replies", text=replies)])
+    document["held_out"] = {
+        **_held_out(held_out, tokenizer, compressors),
+        "of": "replies",
+        "conversations": len(chats),
+        "end_of_reply_loss": score.end_nats,
+        "bits_per_byte_before": None,
+    }
+    say("scoring the same with the weights it started from")
+    try:
+        before = score_chats(
+            initial_model(settings, prepared.config), tokenizer, chats, window=settings.seq_len
+        )
+        document["held_out"]["bits_per_byte_before"] = before.held_out.bits_per_byte
+    except ValueError:
+        say(f"{settings.init} is no longer there: left out")
+    say("drafting with the MTP head on held-out prompts")
+    document["mtp"] = _drafts(measure_acceptance(model, held_out.ids, prompts=prompts))
+    say("answering a held-out question")
+    document["sample"] = answer(model, tokenizer, chats[0])
+
+
+def _drafts(acceptance: Acceptance | None) -> Summary | None:
+    if acceptance is None:
+        return None
+    return {
+        **asdict(acceptance),
+        "acceptance": acceptance.rate,
+        "acceptance_without_repeats": acceptance.fresh_rate,
+    }
 
 
 def _compress(prepared: Prepared) -> dict[str, float]:

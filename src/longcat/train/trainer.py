@@ -28,6 +28,7 @@ from longcat.train.metrics import Record
 from longcat.train.parallel.pieces import divide
 from longcat.train.readings import record
 from longcat.train.settings import TrainSettings
+from longcat.train.sft.packing import PackedWindows
 from longcat.train.step import (
     count_targets,
     document_start,
@@ -44,7 +45,8 @@ class Trainer:
 
     Args:
         config: the model's sizes. settings: everything else that decides the mathematics.
-        tokens: the training ids, flat. token_bytes: [V] bytes that each id stands for.
+        tokens: the training ids, flat, or packed conversations [W, 3, T].
+        token_bytes: [V] bytes that each id stands for.
         exchange: the other processes.
 
     Attributes:
@@ -72,13 +74,7 @@ class Trainer:
                 f"train: {self.exchange.world} processes cannot share {settings.micro_batches} "
                 "micro-batches evenly; choose --processes that divides them"
             )
-        self.windows = Windows(
-            tokens,
-            seq_len=settings.seq_len,
-            batch_size=settings.batch_size,
-            seed=settings.seed,
-            document_start=document_start(config) if settings.document_mask else None,
-        )
+        self.windows = _windows(tokens, settings, document_start(config))
         self.model = FlashModel(config, dtype=parameter_dtype(settings), seed=settings.seed)
         self.model.balance.alpha = settings.balance_weight
         self.model.balance.groups = settings.balance_groups
@@ -225,3 +221,18 @@ class Trainer:
                 f"{self.tally['nll'] / max(1, self.tally['targets'])}, gradient norm {norm}); "
                 "start again with a lower --lr"
             )
+
+
+def _windows(
+    tokens: NDArray[np.integer], settings: TrainSettings, bos: int
+) -> Windows | PackedWindows:
+    """The batches of a run: of flat text, or of packed conversations."""
+    if settings.sft:
+        return PackedWindows(tokens, batch_size=settings.batch_size, seed=settings.seed, bos=bos)
+    return Windows(
+        tokens,
+        seq_len=settings.seq_len,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        document_start=bos if settings.document_mask else None,
+    )

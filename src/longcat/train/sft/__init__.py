@@ -1,0 +1,1 @@
+"""Supervised fine-tuning on conversations: reading, packing, masks, held-out figures."""
