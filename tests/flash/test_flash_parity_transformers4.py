@@ -13,7 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from longcat.chat import TEMPLATES, render_spans
+from longcat.flash.chat import encode_conversation
 from longcat.flash.checkpoint import save_checkpoint
+from longcat.flash.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.slow
 
@@ -52,6 +55,27 @@ for directory in directories:
         )
     torch.save((logits, new), directory + "/result.pt")
 """
+RENDER = """
+import json, sys, transformers
+assert transformers.__version__ == "VERSION", transformers.__version__
+for directory in sys.argv[1:]:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+    chat, tools, text, ids, learned = json.load(open(directory + "/expected.json"))
+    assert tokenizer.apply_chat_template(chat, tools=tools, tokenize=False) == text
+    given = tokenizer.apply_chat_template(
+        chat, tools=tools, return_assistant_tokens_mask=True, return_dict=True
+    )
+    assert given["input_ids"] == ids
+    assert given["assistant_masks"] == learned
+"""
+CALL = {"id": "1", "type": "function", "function": {"name": "length", "arguments": {"of": [1]}}}
+TOOLS = [{"type": "function", "function": {"name": "length", "description": "é", "parameters": {}}}]
+CHAT = [
+    {"role": "user", "content": "How long?"},
+    {"role": "assistant", "content": None, "tool_calls": [CALL]},
+    {"role": "tool", "tool_call_id": "1", "content": "1"},
+    {"role": "assistant", "content": "One."},
+]
 
 
 @pytest.fixture(scope="module")
@@ -99,3 +123,26 @@ def test_transformers_4_57_loads_the_hub_form_whole_and_computes_the_same(
         assert (found - logits).abs().max() < LOGITS, case
         continued = model.generate(ids, mask, max_new_tokens=32, ignore_eos=True)
         assert torch.equal(continued, generated), case
+
+
+def test_transformers_4_57_renders_and_masks_conversations_as_we_do(overlay, tmp_path):
+    for name, form in TEMPLATES.items():
+        tokenizer = Tokenizer.train_bpe(["How long? One."], 280).with_markers(form)
+        rendered = render_spans(CHAT, name, TOOLS)
+        ids, learned = encode_conversation(tokenizer, rendered, form)
+        (tmp_path / name).mkdir()
+        tokenizer.save(tmp_path / name)
+        expected = [CHAT, TOOLS, rendered.text, ids, [int(x) for x in learned]]
+        (tmp_path / name / "expected.json").write_text(json.dumps(expected))
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            RENDER.replace("VERSION", VERSION),
+            *(tmp_path / n for n in TEMPLATES),
+        ],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(overlay), "HF_HUB_OFFLINE": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
