@@ -51,6 +51,29 @@ def test_the_model_answers_what_it_learned_and_stops(
     assert json.loads(plain.out)["token_ids"] == document["token_ids"]
 
 
+def test_replies_of_other_conversations_are_scored(
+    chat_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.txt").write_text("hello world\n" * 9)
+    known, foreign = tmp_path / "known.jsonl", tmp_path / "foreign.jsonl"
+    known.write_text(conversation())
+    foreign.write_text(conversation(answered="main()"))
+    bits = []
+    for path in (known, foreign):
+        capsys.readouterr()
+        argv = ["--model", str(chat_run), "--data", str(tmp_path / "a.txt"), "--chats", str(path)]
+        assert main(["evaluate", *argv, "--json"]) == 0
+        replies = json.loads(capsys.readouterr().out)["replies"]
+        assert replies["conversations"] == 1
+        bits.append(replies["bits_per_byte"])
+    assert bits[0] < 0.1 < 3 < bits[1]
+    assert main(["evaluate", *argv]) == 0
+    assert "replies" in capsys.readouterr().out
+    path.write_text("{}\n")
+    assert main(["evaluate", *argv]) == 2
+    assert "foreign.jsonl, line 1: expected an object" in capsys.readouterr().err
+
+
 def test_the_run_says_what_its_figures_are_of(
     chat_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -83,7 +83,7 @@ def test_a_line_out_of_form_is_refused_with_its_file_and_number(
     bad = record if isinstance(record, str) else json.dumps(record)
     path = tmp_path / "chats.jsonl"
     path.write_text(f"{good}\n\n{bad}\n")
-    with pytest.raises(DataError, match=rf"--sft: {path}, line 3: .*{sentence}") as refused:
+    with pytest.raises(DataError, match=rf"chats: {path}, line 3: .*{sentence}") as refused:
         read_chats([str(path)], "longcat")
     assert "\n" not in str(refused.value)
 

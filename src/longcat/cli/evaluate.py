@@ -10,6 +10,8 @@ import typer
 from longcat.cli.models import MODEL_DEFAULT, MODEL_HELP, find_model
 
 if TYPE_CHECKING:
+    from longcat.flash import FlashModel
+    from longcat.flash.tokenizer import Tokenizer
     from longcat.train.corpus import Document
 
 _HELD_OUT = Path("data") / "held_out.jsonl"
@@ -29,6 +31,10 @@ def command(
     prompts: Annotated[int, typer.Option(min=1, help="Prompts that --mtp continues.")] = 64,
     choices: Annotated[
         Path | None, typer.Option(help="A .jsonl of multiple-choice questions.")
+    ] = None,
+    chats: Annotated[
+        list[str] | None,
+        typer.Option(help="Conversations whose replies to score, as for longcat train --sft."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
@@ -66,6 +72,7 @@ def command(
         "kinds": [asdict(kind) for kind in by_kind(held_out, tokenizer)],
         "mtp": None,
         "choices": None,
+        "replies": None,
     }
     if mtp:
         acceptance = measure_acceptance(flash, held_out.ids, prompts=prompts)
@@ -78,10 +85,24 @@ def command(
         }
     if questions is not None:
         document["choices"] = asdict(answer_questions(flash, tokenizer, questions))
+    if chats:
+        document["replies"] = _replies(flash, tokenizer, chats, min(window, flash.max_position))
     if as_json:
         typer.echo(json.dumps(document, indent=2))
     else:
         _print(document)
+
+
+def _replies(
+    model: "FlashModel", tokenizer: "Tokenizer", chats: list[str], window: int
+) -> dict[str, Any]:
+    """Scores of what the assistant says in conversations."""
+    from longcat.flash.chat import chat_format
+    from longcat.train.sft.chats import read_chats
+    from longcat.train.sft.score import reply_figures
+
+    read = read_chats(chats, chat_format(tokenizer).name)
+    return reply_figures(model, tokenizer, read, window=window)
 
 
 def _documents(directory: Path, data: list[str] | None) -> tuple[str, "list[Document]"]:
@@ -125,6 +146,13 @@ def _print(document: dict[str, Any]) -> None:
     table.add_row("by kind", kinds)
     if document["mtp"]:
         table.add_row("drafts accepted", _drafts(document["mtp"]))
+    if document["replies"]:
+        replies = document["replies"]
+        table.add_row(
+            "replies",
+            f"{replies['bits_per_byte']:.3f} bits per byte, {replies['loss']:.3f} nats per token: "
+            f"{replies['bytes']:,} bytes in {replies['conversations']} conversations",
+        )
     if document["choices"]:
         scored = document["choices"]
         table.add_row(

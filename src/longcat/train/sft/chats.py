@@ -52,7 +52,7 @@ def read_chats(data: Sequence[str], template: str) -> list[Chat]:
     """
     chats = [chat for item in data for chat in _read_item(item, template)]
     if not chats:
-        raise DataError("--sft: expected conversations, found none; give a .jsonl file")
+        raise DataError("chats: expected conversations, found none; give a .jsonl file")
     return chats
 
 
@@ -88,7 +88,7 @@ def _read_item(item: str, template: str) -> list[Chat]:
         paths = [Path(p) for p in sorted(glob.glob(item, recursive=True))]
     if not paths:
         raise DataError(
-            f"--sft: expected a .jsonl file, a folder of them or a glob at {item!r}, found none; "
+            f"chats: expected a .jsonl file, a folder of them or a glob at {item!r}, found none; "
             "check the path"
         )
     chats = []
@@ -96,7 +96,7 @@ def _read_item(item: str, template: str) -> list[Chat]:
         try:
             data = file.read_bytes()
         except OSError as error:
-            raise DataError(f"--sft: {file} cannot be read: {error.strerror}") from error
+            raise DataError(f"chats: {file} cannot be read: {error.strerror}") from error
         chats += _read_bytes(data, str(file), template)
     return chats
 
@@ -105,13 +105,13 @@ def _read_bytes(data: bytes, name: str, template: str) -> list[Chat]:
     text = decode_text(data)
     if text is None or not text.strip():
         found = "binary data" if text is None else "it is empty"
-        raise DataError(f"--sft: expected UTF-8 lines of JSON in {name}, {found}")
+        raise DataError(f"chats: expected UTF-8 lines of JSON in {name}, {found}")
     return parse_chats(text, name, template)
 
 
 def _parse(line: str, where: str, template: str) -> Chat:
     def refuse(reason: str) -> DataError:
-        return DataError(f"--sft: {where}: {reason}")
+        return DataError(f"chats: {where}: {reason}")
 
     try:
         record = json.loads(line)

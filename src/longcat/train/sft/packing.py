@@ -62,8 +62,8 @@ def pack(chats: Sequence[Encoded], seq_len: int, pad: int) -> Packed:
         fitting.append(Encoded(ids=chat.ids[:seq_len], learned=chat.learned[:seq_len]))
     if not fitting:
         raise DataError(
-            f"--sft: no assistant turn lies within the first {seq_len} tokens of any conversation; "
-            "give a longer --seq-len"
+            f"chats: no assistant turn lies within the first {seq_len} tokens of any conversation; "
+            "give a longer window (--seq-len)"
         )
     contents: list[list[Encoded]] = []
     room: list[tuple[int, int]] = []  # (free places, window), sorted

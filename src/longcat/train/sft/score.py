@@ -81,7 +81,7 @@ def score_chats(
     lengths = np.array([len(b) for b in tokenizer.token_bytes()])[ids]
     is_text = learned[real] & (lengths > 0)
     if not is_text.any():
-        raise DataError("--sft: the held-out conversations have no text of the assistant to score")
+        raise DataError("chats: the held-out conversations have no text of the assistant to score")
     ends = learned[real] & (ids == tokenizer.markers[chat_format(tokenizer).end])
     held_out = HeldOut(
         ids=ids,
@@ -93,6 +93,24 @@ def score_chats(
     return ChatScore(
         held_out=held_out, end_nats=float(nats[real][ends].mean()) if ends.any() else float("nan")
     )
+
+
+def reply_figures(
+    model: FlashModel, tokenizer: Tokenizer, chats: Sequence[Chat], *, window: int
+) -> dict[str, Any]:
+    """The scores of the replies as figures of a report.
+
+    Raises:
+        DataError: as `score_chats`.
+    """
+    score = score_chats(model, tokenizer, chats, window=window)
+    return {
+        "conversations": len(chats),
+        "bytes": score.held_out.text_bytes,
+        "loss": score.held_out.loss,
+        "bits_per_byte": score.held_out.bits_per_byte,
+        "end_of_reply_loss": score.end_nats,
+    }
 
 
 def answer(model: FlashModel, tokenizer: Tokenizer, chat: Chat) -> dict[str, Any]:
