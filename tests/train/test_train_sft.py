@@ -148,6 +148,7 @@ def test_replies_are_scored_as_if_each_conversation_were_alone(
     assert score.end_nats == pytest.approx(np.mean(ends), rel=1e-5)
     assert score.held_out.text_bytes == size
     reply = answer(model.float(), tokenizer, chats[0])
+    assert reply["document"].startswith(f"{base.chats}, line ")
     assert reply["prompt"].endswith(" ASSISTANT:")
     assert reply["reference"].endswith("</longcat_s>")
 

@@ -6,6 +6,7 @@ held-out conversations as they were read.
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from longcat.flash.chat import chat_format, encode_conversation
@@ -92,6 +93,11 @@ def held_out_chats(run: Path, template: str) -> list[Chat]:
     """
     path = run / "data" / HELD_OUT_CHATS
     try:
-        return parse_chats(path.read_text(encoding="utf-8"), str(path), template)
+        text = path.read_text(encoding="utf-8")
+        chats = parse_chats(text, str(path), template)
+        names = [
+            json.loads(line)["name"] for line in text.split("\n") if line
+        ]  # where they came from
+        return [replace(chat, name=name) for chat, name in zip(chats, names, strict=True)]
     except OSError as error:
         raise RunError(f"train: {path} cannot be read: {error.strerror}") from error
