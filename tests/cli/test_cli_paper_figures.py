@@ -33,7 +33,11 @@ WIDE = replace(TINY, width=64)  # figure 6 halves the width and needs whole head
 
 @pytest.fixture(scope="session")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Text:
-    lines = [f"def f{a}(x):\n    return {a} + {b} * x\n" for a in range(20) for b in range(8)]
+    lines = [
+        f'def f{a}(x):\n    """{b}"""\n    return {a} + {b} * x\n'
+        for a in range(20)
+        for b in range(8)
+    ]
     corpus = Corpus(
         train=(Document(name="t", text="".join(lines)),),
         held_out=(Document(name="h", text="".join(lines[::9])),),
@@ -245,7 +249,7 @@ def test_a_passage_keeps_its_text_and_shades_by_count() -> None:
     assert bare == "if a&lt;b:&#10;    x"
     assert "c &amp; d" in shown
     shares = [int(s) for s in re.findall(r"(\d+)%,transparent", shown)]
-    assert shares == [0, 39, 78, 13, 78]
+    assert shares == [0, 26, 80, 5, 80]
     assert re.findall(r'title="(\d)"', shown) == ["0", "3", "6", "1", "6"]
     with pytest.raises(ValueError, match="argument"):
         heat.passage(pieces, [1], most=6, caption="")

@@ -165,8 +165,9 @@ def body(results: Results) -> Iterable[str]:
     ]
     yield plot(
         panels,
-        title="Held-out loss against the learning rate at three widths: with the rule the rate is "
-        "that of embeddings, and matrices learn at 1/s of it; mean of the seeds with its interval.",
+        title=f"Held-out loss against the learning rate at three widths, {RATES[0]:g} to "
+        f"{RATES[-1]:g}, each twice the one before: with the rule the rate is that of embeddings, "
+        "and matrices learn at 1/s of it; mean of the seeds with its interval.",
         y_label="held-out loss, nats per token",
         limits=(lowest - 0.05, first + 2.5 * max(0.1, first - lowest)),
     )

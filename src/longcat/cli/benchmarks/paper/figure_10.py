@@ -23,7 +23,7 @@ from longcat.train.trainer import Trainer
 NAME = "one model, watched"
 TIMES = 2  # the ordinary length: routing has to settle before tokens differ
 SHARES = (0.1, 0.5, 1.0)  # of the training
-PASSAGE = 160  # tokens shown
+PASSAGE = 260  # tokens shown
 FEWEST, MOST = "newline and indentation", "word or part of one"
 
 
@@ -70,10 +70,11 @@ def look(job: Job, held_out: HeldOut) -> Row:
 
 
 def passage_start(pieces: Sequence[bytes]) -> int:
-    """Where the first function after the middle of the text begins, the same in every run."""
+    """Where the first function with a docstring after the middle of the text begins."""
     middle = len(pieces) // 2
     for i in range(middle, len(pieces)):
-        if b"\n" in pieces[i - 1] and b"".join(pieces[i : i + 4]).lstrip().startswith(b"def "):
+        ahead = b"".join(pieces[i : i + 40])
+        if b"\n" in pieces[i - 1] and ahead.lstrip().startswith(b"def ") and b'"""' in ahead:
             return i
     return middle
 
@@ -112,10 +113,10 @@ def verdicts(results: Results) -> Sequence[Verdict]:
     hard = correlation.low > HARD
     return [
         difference(
-            "number of FFN experts per token",
+            "mean number of FFN experts",
             [used(row, few) for row in rows],
             [used(row, many) for row in rows],
-            of=(f"the kind “{few}”", f"“{many}”"),
+            of=(f"tokens of the kind “{few}”", f"“{many}”"),
             expected="lower",
             digits=2,
         ),
@@ -123,7 +124,7 @@ def verdicts(results: Results) -> Sequence[Verdict]:
             "distance between the kinds with most and fewest FFN experts",
             [apart(row, late) for row in rows],
             [apart(row, early) for row in rows],
-            of=(f"{late:.0%} of the training", f"{early:.0%}"),
+            of=(f"the model at {late:.0%} of its training", f"the same at {early:.0%}"),
             expected="higher",
             digits=2,
         ),

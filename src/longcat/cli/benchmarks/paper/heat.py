@@ -11,7 +11,8 @@ from html import escape
 
 from longcat.cli.pages.svg import paint
 
-_STRONGEST = 78  # per cent of the colour, the text on it still readable
+_STRONGEST = 80  # per cent of the colour, the text on it still readable
+_BEND = 1.6  # most tokens lie in the upper half, where neighbours would look alike
 
 
 def scale(most: int, target: float) -> str:
@@ -34,7 +35,7 @@ def passage(pieces: Sequence[str], counts: Sequence[int], *, most: int, caption:
     marks = "".join(_span(p, n, most) for p, n in zip(pieces, counts, strict=True))
     # A blank line would end the HTML block in Markdown.
     whole = marks.replace("\n", "&#10;")
-    style = "white-space:pre-wrap;overflow-wrap:anywhere"
+    style = "white-space:pre-wrap;overflow-wrap:anywhere;text-align:left"
     return (
         f'<figure class="figure"><pre class="heat" style="{style}"><code>{whole}</code></pre>'
         f"<figcaption>{escape(caption)}</figcaption></figure>\n"
@@ -47,6 +48,6 @@ def _span(piece: str, count: int, most: int) -> str:
     if not body:
         return escape(piece)
     before, after = piece.split(body, 1)
-    share = round(_STRONGEST * count / most)
+    share = round(_STRONGEST * (count / most) ** _BEND)
     look = f"background:color-mix(in srgb,{paint('ffn')} {share}%,transparent)"
     return f'{before}<span style="{look}" title="{count}">{escape(body)}</span>{after}'
