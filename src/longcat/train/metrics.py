@@ -38,11 +38,12 @@ FIELDS = (
     "balance_loss",
     "mtp_loss",
     "mtp_acceptance",
+    "memory_peak",
     "seconds",
     "cpu_seconds",
 )
 # What depends on the machine's speed and not on the mathematics.
-TIMED_FIELDS = ("tokens_per_s", "seconds", "cpu_seconds")
+TIMED_FIELDS = ("tokens_per_s", "memory_peak", "seconds", "cpu_seconds")
 
 Record = dict[str, Any]
 

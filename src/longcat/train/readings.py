@@ -60,6 +60,7 @@ def record(
         "mtp_acceptance": tally["agreed"] / settings.micro_batches
         if has_mtp and measured
         else None,
+        "memory_peak": tally["memory"],
         "seconds": trainer.seconds,
         "cpu_seconds": trainer.cpu_seconds,
     }

@@ -37,6 +37,9 @@ def figures(summary: Summary) -> list[tuple[str, str]]:
     rows.append(("tokens trained on", f"{summary['tokens'] / 1e6:.2f} M"))
     rows.append(("training time", f"{summary['seconds']:.0f} s"))
     rows.append(("processor time", f"{summary['cpu_seconds']:.0f} s"))
+    if summary["memory_peak"]:
+        shown = f"{summary['memory_peak'] / 1e9:.2f} GB"
+        rows.append(("memory at most, all processes", shown))
     alarms = ", ".join(f"{a['kind']} {a['count']}x" for a in summary["alarms"])
     rows.append(("alarms", alarms or "none"))
     parameters = summary["parameters"]

@@ -30,6 +30,7 @@ from longcat.train.snapshot import read_settings
 from longcat.train.sources import read_corpus
 from longcat.train.summary import Summary, summarise
 from longcat.train.trainer import Trainer
+from longcat.train.watch.exactness import other_bits
 from longcat.train.watch.keep import kept
 from longcat.train.workers import Workers
 
@@ -146,6 +147,9 @@ def resume_run(
     speed = probe(prepared)
     rows = card(prepared, speed, count, why, str(out))
     rows.insert(1, Row(label="goes on from", value=f"step {step}"))
+    warning = other_bits(snapshot, count)
+    if warning is not None:
+        rows.insert(2, Row(label="exactness", value=warning))
     return Session(
         directory=directory, prepared=prepared, processes=count, card=rows, resumed_from=step
     )

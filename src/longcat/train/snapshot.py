@@ -20,6 +20,7 @@ from longcat.train.errors import RunError
 from longcat.train.settings import TrainSettings
 from longcat.train.step import parameter_dtype
 from longcat.train.trainer import Trainer
+from longcat.train.watch.exactness import computed_with
 
 _ONE_FILE = 1 << 62  # bytes; publishing replaces one file in one step
 
@@ -34,6 +35,7 @@ def write_snapshot(trainer: Trainer, tokenizer: Tokenizer | None, folder: Path) 
         # The data position follows from these two, and no other state is random.
         "step": trainer.step,
         "skipped": trainer.skipped,
+        "computed_with": computed_with(trainer.exchange.world),
         "tokens": trainer.tokens_seen,
         "seconds": trainer.seconds,
         "cpu_seconds": trainer.cpu_seconds,

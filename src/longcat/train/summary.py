@@ -72,6 +72,7 @@ def _document(
         "directory": str(directory.path),
         **training,
         "loss": last.get("loss"),
+        "memory_peak": last.get("memory_peak"),
         "parameters": {
             "total": counts.total_parameters,
             "activated_min": counts.activated_min,

@@ -39,7 +39,7 @@ class Tally:
             "balance": (layers,),
         }
         scalars = ("tokens", "bytes", "nll", "targets", "mtp_nll", "mtp_targets", "agreed", "z")
-        clocks = ("hidden_squared", "hidden_count", "cpu_seconds", "elapsed", "stop")
+        clocks = ("hidden_squared", "hidden_count", "cpu_seconds", "elapsed", "stop", "memory")
         shapes |= dict.fromkeys((*scalars, *clocks), ())
         sizes = [torch.Size(shape).numel() for shape in shapes.values()]
         self.row = torch.zeros(sum(sizes), dtype=torch.float64)

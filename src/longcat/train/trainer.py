@@ -37,6 +37,7 @@ from longcat.train.step import (
 )
 from longcat.train.tally import Tally
 from longcat.train.watch.corruption import CorruptionCheck
+from longcat.train.watch.memory import peak_bytes
 from longcat.train.watch.watch import Watch
 
 
@@ -192,6 +193,7 @@ class Trainer:
         """Rank 0's wall time and everybody's processor time since the last step's end."""
         wall, cpu = time.perf_counter(), time.process_time()
         self.tally.add("cpu_seconds", cpu - self._clock[1])
+        self.tally.add("memory", peak_bytes())
         if self.exchange.rank == 0:
             self.tally.add("elapsed", wall - self._clock[0])
             self.tally.add("stop", float(stop))

@@ -75,7 +75,7 @@ def _similarity(records: Sequence[Record]) -> str:
         ]
         for i in range(layers)
     }
-    return line_chart(series, x_label="tokens")
+    return line_chart(series, x_label="tokens", limits=(-0.2, 1.0))
 
 
 def _rows(rows: Sequence[tuple[str, ...]]) -> str:
