@@ -154,6 +154,17 @@ def test_one_wild_interval_leaves_the_means_readable() -> None:
     assert ">100<" not in drawn
 
 
+def test_a_logarithmic_axis_of_one_decade_has_ticks_between_the_powers() -> None:
+    panel = Panel(series={"one": points([3.0, 40.0], half=0.0)}, x_label="step")
+    drawn = plot([panel], title="t", y_label="RMS", log_y=True)
+    assert [f">{v}<" in drawn for v in (5, 10, 20, 100)] == [True, True, True, False]
+
+
+def test_what_is_never_negative_has_no_negative_axis() -> None:
+    panel = Panel(series={"one": points([0.0, 1.0], half=2.0)}, x_label="step")
+    assert ">-" not in plot([panel], title="t", y_label="spread")
+
+
 def test_a_plot_of_many_points_has_a_band_and_a_logarithmic_axis_has_decades() -> None:
     panel = Panel(
         series={"one": [Point(x=10.0**-i, y=estimate([1.0, 1.1])) for i in range(16)]},

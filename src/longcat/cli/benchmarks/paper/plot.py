@@ -108,7 +108,7 @@ class _Axis:
 
     def show(self, tick: float) -> str:
         if self.log:
-            return f"1e{round(tick)}"
+            return f"{float(f'{10**tick:.1g}'):g}" if -2 < tick < 4 else f"1e{round(tick)}"
         for size, letter in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
             if max(abs(self.low), abs(self.high)) >= 2 * size:
                 return f"{tick / size:g}{letter}" if tick else "0"
@@ -129,9 +129,7 @@ def _axis(
     low, high = limits or (min(values), max(values))
     if log:
         low, high = _scaled(low, True), _scaled(high, True)
-        decades = range(math.ceil(low - 1e-9), math.floor(high + 1e-9) + 1)
-        every = max(1, math.ceil(len(decades) / 6))
-        ticks = [float(d) for d in decades if (d - decades[0]) % every == 0]
+        ticks = _decades(low, high)
         if limits is None:
             low, high = low - 0.03 * (high - low), high + 0.03 * (high - low)
     else:
@@ -141,6 +139,17 @@ def _axis(
         else:
             ticks = [t for t in ticks if low <= t <= high]
     return _Axis(low=low, high=high, ticks=ticks, log=log, bottom=bottom, top=top)
+
+
+def _decades(low: float, high: float) -> list[float]:
+    """Logarithms of round values: powers of ten, and 2 and 5 times these where there are few."""
+    first, last = math.floor(low), math.ceil(high)
+    fine = high - low < 2
+    marks = [
+        d + math.log10(m) for d in range(first, last + 1) for m in ((1, 2, 5) if fine else (1,))
+    ]
+    inside = [mark for mark in marks if low - 1e-9 <= mark <= high + 1e-9]
+    return inside[:: max(1, math.ceil(len(inside) / 6))]
 
 
 def _frame(
@@ -161,10 +170,13 @@ def _frame(
 
 def _ticks(x_axis: _Axis, bottom: float) -> list[str]:
     every = max(1, math.ceil(len(x_axis.ticks) * 48 / (x_axis.top - x_axis.bottom)))
-    return [
-        text(x_axis.at(10**t if x_axis.log else t), bottom + 17, x_axis.show(t), "middle")
-        for t in x_axis.ticks[::every]
-    ]
+    parts = []
+    for tick in x_axis.ticks[::every]:
+        x = x_axis.at(10**tick if x_axis.log else tick)
+        # A label at an end stays inside, clear of the next panel's.
+        anchor = "start" if x < x_axis.bottom + 8 else "end" if x > x_axis.top - 8 else "middle"
+        parts.append(text(x, bottom + 17, x_axis.show(tick), anchor))
+    return parts
 
 
 def _range(points: Sequence[Point], others: Sequence[float], log: bool) -> list[float]:
@@ -177,7 +189,8 @@ def _range(points: Sequence[Point], others: Sequence[float], log: bool) -> list[
     low, high = min(means), max(means)
     room = 0.5 * (high - low) or math.inf
     ends = [end for p in points for end in _ends(p)]
-    return [low, high, max(min(ends, default=low), low - room), min(max(ends), high + room)]
+    lowest, highest = max(min(ends), low - room), min(max(ends), high + room)
+    return [low, high, max(0.0, lowest) if low >= 0 else lowest, highest]
 
 
 def _ends(point: Point) -> tuple[float, float]:
