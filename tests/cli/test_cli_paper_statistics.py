@@ -158,6 +158,11 @@ def test_a_logarithmic_axis_of_one_decade_has_ticks_between_the_powers() -> None
     panel = Panel(series={"one": points([3.0, 40.0], half=0.0)}, x_label="step")
     drawn = plot([panel], title="t", y_label="RMS", log_y=True)
     assert [f">{v}<" in drawn for v in (5, 10, 20, 100)] == [True, True, True, False]
+    for scale, shown in ((1e-3, (0.005, 0.01, 0.02)), (1e-8, ("5e-8", "1e-7", "2e-7"))):
+        small = points([3 * scale, 40 * scale], half=0.0)
+        panel = Panel(series={"one": small}, x_label="step")
+        drawn = plot([panel], title="t", y_label="RMS", log_y=True)
+        assert all(f">{v}<" in drawn for v in shown)
 
 
 def test_what_is_never_negative_has_no_negative_axis() -> None:

@@ -108,7 +108,10 @@ class _Axis:
 
     def show(self, tick: float) -> str:
         if self.log:
-            return f"{float(f'{10**tick:.1g}'):g}" if -2 < tick < 4 else f"1e{round(tick)}"
+            leading, power = f"{10**tick:.0e}".split("e")
+            return (
+                f"{float(f'{leading}e{power}'):g}" if -4 < tick < 4 else f"{leading}e{int(power)}"
+            )
         for size, letter in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
             if max(abs(self.low), abs(self.high)) >= 2 * size:
                 return f"{tick / size:g}{letter}" if tick else "0"
