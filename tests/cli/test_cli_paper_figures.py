@@ -100,7 +100,8 @@ def basins(bottoms: dict[tuple[int, str], float], jitter: float = 0.02) -> Resul
             options = {"rule": rule, "rate": rate}
             arms.append({"name": name, "width": width, "options": options})
             for seed in range(3):
-                loss = 3 + 0.2 * math.log2(rate / bottom * 2 ** (jitter * seed)) ** 2
+                apart = jitter * (seed - 1) * (width > 32)
+                loss = 3 + 0.2 * (math.log2(rate / bottom) + apart) ** 2
                 runs.append({"arm": name, "seed": seed, "loss": loss})
     return Results({"arms": arms, "seeds": [0, 1, 2], "runs": runs})
 
@@ -112,6 +113,8 @@ def test_the_verdicts_tell_a_rule_that_holds_from_one_that_does_not() -> None:
     seen = figure_06.verdicts(basins(holds))
     assert [v.seen for v in seen] == [True, True, True]
     assert "0.25 times" in seen[1].text
+    scattered = figure_06.verdicts(basins(holds, jitter=0.7))
+    assert not scattered[0].seen  # near on average, but the seeds disagree
     broken = {(32, rule): proxy, (128, rule): proxy / 8, (128, same): proxy}
     assert [v.seen for v in figure_06.verdicts(basins(broken))] == [False, False, False]
 
@@ -267,6 +270,11 @@ def test_figure_10_looks_three_times_at_the_same_passage(text: Text, tmp_path: P
     assert shown.count('<pre class="heat"') == 6
     assert "Layer 2 at 100% of the training" in shown
     assert "newline and indentation" in shown
+
+
+def test_a_passage_ends_where_its_document_ends() -> None:
+    assert figure_10.whole_document(["a", "b", "", "", "c"]) == 2
+    assert figure_10.whole_document(["a", "b"]) == 2
 
 
 @pytest.mark.parametrize("order", [1, -1])

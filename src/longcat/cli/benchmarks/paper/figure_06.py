@@ -115,14 +115,18 @@ def verdicts(results: Results) -> Sequence[Verdict]:
     rate = best_rate(found[proxy, RULE])
     stays, drifts = (moved(results, target, rule) for rule in (RULE, SAME))
     doubling = math.log2(FACTOR)
-    kept, shifted = abs(stays.mean) <= doubling, drifts.high < 0
+    kept, shifted = -doubling < stays.low and stays.high < doubling, drifts.high < 0
     losses = [found[target, rule][rate] for rule in (RULE, SAME)]
     return [
         Verdict(
             seen=kept,
             text=f"with the rule the best learning rate at width {target} is "
             f"{_times(stays)} that at width {proxy}: "
-            + ("within a factor of 2." if kept else "more than a factor of 2 away."),
+            + (
+                "the whole interval lies within a factor of 2."
+                if kept
+                else "the interval does not lie within a factor of 2."
+            ),
         ),
         Verdict(
             seen=shifted,

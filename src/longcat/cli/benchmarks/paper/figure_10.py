@@ -79,6 +79,11 @@ def passage_start(pieces: Sequence[bytes]) -> int:
     return middle
 
 
+def whole_document(passage: Sequence[str]) -> int:
+    """How many tokens of the passage stand before the end of its document, which has no text."""
+    return passage.index("") if "" in passage else len(passage)
+
+
 def at(row: Row, share: float) -> Row:
     """The look at this share of the training."""
     found: Row = next(one for one in row["looks"] if one["share"] == share)
@@ -169,13 +174,14 @@ def body(results: Results) -> Iterable[str]:
     )
     yield heat.scale(most, target)
     first = rows[0]
+    shown = whole_document(at(first, SHARES[-1])["passage"])
     for layer in range(len(first["looks"][0]["ffn_mean"])):
         for share in SHARES:
             one = at(first, share)
             mean, spread = one["ffn_mean"][layer], one["ffn_std"][layer]
             yield heat.passage(
-                one["passage"],
-                one["ffn"][layer],
+                one["passage"][:shown],
+                one["ffn"][layer][:shown],
                 most=most,
                 caption=f"Layer {layer + 1} at {share:.0%} of the training: {mean:.2f} FFN experts "
                 f"per token over all held-out text, standard deviation {spread:.2f}",
