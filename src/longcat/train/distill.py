@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from longcat.flash import FlashModel
+from longcat.kernels import cross_entropy
 from longcat.optim import adamw, set_learning_rate, warmup_stable_decay
 from longcat.serve import SamplingParams, decode_batch
 from longcat.train.errors import RunError
@@ -40,6 +40,7 @@ class DistillSettings:
         pool: own windows kept, no more than the steps can use. refresh: at so many equal
             intervals that share of them is replaced by new ones.
         temperature: tau of the teacher.
+        autocast: compute the head in bfloat16, as the run that it follows.
         seed: decides windows and prompts.
     """
 
@@ -52,6 +53,7 @@ class DistillSettings:
     pool: int = 640
     refresh: int = 6
     temperature: float = 0.5
+    autocast: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -118,9 +120,9 @@ def distill_loss(
     with torch.no_grad():
         taught = model.lm_head(hidden[:, 1:-1]).float()
     drafted, _ = model.mtp(hidden[:, :-2], ids[:, 1:-1])
-    drafted = drafted.float()
     teacher = (taught / temperature).softmax(dim=-1)
-    loss = cross_entropy(drafted.flatten(0, 1), teacher.flatten(0, 1))
+    rows = drafted.shape[:-1].numel()
+    loss = cross_entropy(drafted.flatten(0, 1), teacher.flatten(0, 1)) / rows
     return loss, drafted.argmax(dim=-1) == taught.argmax(dim=-1)
 
 
@@ -171,11 +173,12 @@ def _train(
             pool.renew(max(1, pool.size // s.refresh))
         ids = corpus_windows(tokens, rng, s.corpus_windows, s.window)
         chosen = torch.from_numpy(rng.integers(0, len(pool.ids), size=s.own_windows))
-        with torch.no_grad():
-            hidden = model(ids).hidden
-        ids = torch.cat([ids, pool.ids[chosen]])
-        hidden = torch.cat([hidden, pool.hidden[chosen]])
-        loss, agreement = distill_loss(model, ids, hidden, s.temperature)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=s.autocast):
+            with torch.no_grad():
+                hidden = model(ids).hidden
+            ids = torch.cat([ids, pool.ids[chosen]])
+            hidden = torch.cat([hidden, pool.hidden[chosen]])
+            loss, agreement = distill_loss(model, ids, hidden, s.temperature)
         if not math.isfinite(loss.item()):
             raise RunError(f"distill: the loss is not finite at step {step + 1}; lower its lr")
         loss.backward()

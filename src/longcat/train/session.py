@@ -201,6 +201,7 @@ def _distil_head(session: Session, say: Say) -> dict[str, Any]:
         steps=steps,
         window=window,
         prompt=max(1, min(DistillSettings.prompt, window // 4)),
+        autocast=prepared.settings.precision == "bf16",
         seed=prepared.settings.seed,
     )
     records: list[DistillRecord] = []

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from longcat.flash import FlashConfig, FlashModel, FlashOutput
+from longcat.kernels import cross_entropy
 from longcat.optim import hidden_z_loss
 from longcat.train.batches import Batch
 from longcat.train.settings import TrainSettings
@@ -112,8 +112,7 @@ def forward_backward(
 def _summed(logits: Tensor, ids: Tensor, bos: int) -> Tensor:
     """Cross entropy summed over targets, in float32 (float64 for a float64 model)."""
     wanted = ids.masked_fill(ids == bos, IGNORED).flatten()
-    exact = logits if logits.dtype == torch.float64 else logits.float()
-    return cross_entropy(exact.flatten(0, 1), wanted, ignore_index=IGNORED, reduction="sum")
+    return cross_entropy(logits.flatten(0, 1), wanted, IGNORED)
 
 
 def _real(values: Tensor, documents: Tensor | None) -> Tensor:

@@ -6,6 +6,7 @@ tensors' device (see dispatch.py). Shapes: B batch, T tokens, D model width, H h
 R rope, N FFN experts, Z identity experts, E = N + Z, K choices per token, S FFN slots, F FFN width.
 """
 
+from longcat.kernels.cross_entropy import cross_entropy
 from longcat.kernels.dispatch import Backend, exact, exact_enabled, triton_installed, use_backend
 from longcat.kernels.experts import experts
 from longcat.kernels.linear import linear
@@ -24,6 +25,7 @@ __all__ = [
     "PermutePlan",
     "RMSNorm",
     "combine",
+    "cross_entropy",
     "exact",
     "exact_enabled",
     "expert_counts",

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -142,8 +142,7 @@ def to_numpy(value: Any) -> Any:
 def _to_tensors(results: Any, like: Tensor) -> Any:
     if isinstance(results, tuple):
         return tuple(_to_tensors(result, like) for result in results)
-    array = cast("np.ndarray[Any, Any]", np.ascontiguousarray(results))
-    tensor = torch.from_numpy(array.copy())
+    tensor = torch.from_numpy(np.array(results, order="C"))
     return tensor.to(like.device, like.dtype if tensor.is_floating_point() else tensor.dtype)
 
 

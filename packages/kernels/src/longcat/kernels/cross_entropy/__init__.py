@@ -1,0 +1,58 @@
+"""Cross entropy summed over rows, of targets or of whole distributions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from longcat.kernels.cross_entropy import eager, reference
+from longcat.kernels.dispatch import choose, through_numpy
+from longcat.kernels.operands import check_dtype, check_floating, check_shape, check_together
+
+__all__ = ["cross_entropy"]
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, ignored: int = -100) -> Tensor:
+    """Sum over rows of log(sum_v exp l_v) - sum_v q_v l_v.
+
+    Args:
+        logits: [T, V], any floating dtype; computed in float32 (float64 for float64 logits).
+        targets: [T] int64, the place where q is 1; or [T, V] floating, q itself.
+        ignored: a target that leaves its row out of the sum.
+
+    Returns:
+        float32 (float64) scalar; the gradient flows to the logits alone.
+
+    Raises:
+        ValueError: an operand of the wrong shape, dtype or device, or a target outside 0..V-1.
+
+    Source: report section 2.4 (next-token and multi-token objectives).
+    """
+    op = "cross_entropy"
+    check_together(op, logits=logits, targets=targets)
+    check_floating(op, logits=logits)
+    sizes: dict[str, int] = {}
+    check_shape(op, "logits", logits, "T V", sizes)
+    if targets.is_floating_point():
+        check_shape(op, "targets", targets, "T V", sizes)
+    else:
+        check_dtype(op, "targets", targets, torch.int64)
+        check_shape(op, "targets", targets, "T", sizes)
+        _check_range(targets, sizes["V"], ignored)
+    if choose(op, logits, targets) == "numpy":
+        result: Tensor = through_numpy(
+            reference.cross_entropy, logits, targets, ignored, like=logits
+        )
+        return result
+    return eager.cross_entropy(logits, targets, ignored)
+
+
+def _check_range(targets: Tensor, vocabulary: int, ignored: int) -> None:
+    if targets.device.type != "cpu":
+        return  # looking would make the host wait; torch's gather asserts on the device
+    wrong = ((targets < 0) | (targets >= vocabulary)) & (targets != ignored)
+    if wrong.any():
+        raise ValueError(
+            f"cross_entropy: targets must lie in 0..{vocabulary - 1} or be {ignored}; "
+            f"got {int(targets[wrong][0])}"
+        )

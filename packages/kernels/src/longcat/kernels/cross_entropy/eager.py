@@ -1,0 +1,60 @@
+"""Summed cross entropy in eager torch, some rows at a time.
+
+The gradient, softmax(l) - q, is made in the forward pass where the softmax is at hand, and kept in
+the logits' dtype: no log-probabilities of the size of the logits are written in float32, kept or
+read again. Against torch's own, about half the time and half the memory in bfloat16.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+ROWS = 128  # rows at a time: what is computed of them stays in the cache
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, ignored: int = -100) -> Tensor:
+    """Sum over rows of the cross entropy, see reference.py. logits [T, V] -> []."""
+    total: Tensor = _CrossEntropy.apply(logits, targets, ignored)  # type: ignore[no-untyped-call]
+    return total
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, ignored: int) -> Tensor:
+        wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        total = torch.zeros((), dtype=wide, device=logits.device)
+        gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
+        for start in range(0, len(logits), ROWS):
+            part = slice(start, start + ROWS)
+            losses, softmax = _rows(logits[part].to(wide), targets[part], ignored)
+            total += losses
+            if gradient is not None:
+                gradient[part] = softmax
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        # A scalar tensor multiplies in full precision; rounding it first would scale them all.
+        return gradient * grad, None, None
+
+
+def _rows(logits: Tensor, targets: Tensor, ignored: int) -> tuple[Tensor, Tensor]:
+    """(summed loss [], softmax - q [R, V], in the softmax's own memory) of some rows."""
+    softmax = logits.softmax(dim=-1)
+    # log sum exp l = max l - log max softmax: the largest probability is never too small to tell.
+    log_sum = logits.amax(dim=-1) - softmax.amax(dim=-1).log()
+    if targets.dim() == 2:
+        targets = targets.to(logits.dtype)
+        return log_sum.sum() - (targets * logits).sum(), softmax.sub_(targets)
+    counted = (targets != ignored).to(logits.dtype)
+    place = targets.where(targets != ignored, 0)[:, None]
+    losses = (log_sum - logits.gather(1, place)[:, 0]) * counted
+    softmax.scatter_add_(1, place, softmax.new_full(place.shape, -1.0))
+    return losses.sum(), softmax.mul_(counted[:, None])
