@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from longcat.flash import FlashModel
 from longcat.flash.tokenizer import Tokenizer
-from longcat.serve.speculation import Token
+from longcat.serve import SamplingParams, decode
 from longcat.train import evaluate as evaluate_module
-from longcat.train.acceptance import draft_outcomes, measure_acceptance, sample
+from longcat.train.acceptance import measure_acceptance, ratio_interval, sample
 from longcat.train.classes import KINDS, by_kind, by_token, kinds_of
 from longcat.train.corpus import Document
 from longcat.train.errors import DataError
@@ -154,11 +154,55 @@ def test_figures_by_kind_and_by_token_are_means_over_layers(setting):
     assert all(t.tokens >= 5 for t in tokens)
 
 
-def test_draft_outcomes_follow_from_the_flags():
-    flags = [False, True, False, False, True, False, False]
-    tokens = [Token(id=i, drafted=f) for i, f in enumerate(flags)]
-    # first, accepted, bonus, refused, accepted, bonus, last
-    assert draft_outcomes(tokens) == [None, True, None, False, True, None, None]
+def test_every_token_says_what_became_of_its_draft(setting):
+    model, tokenizer, documents = setting
+    stream = evaluate(model, tokenizer, documents, window=24).ids
+    for drafts in (1, 3):
+        params = SamplingParams(max_tokens=30, ignore_eos=True)
+        decoding = decode(model, stream[:10].tolist(), params, num_drafts=drafts)
+        tokens = list(decoding)
+        stats = decoding.stats
+        assert sum(t.drafted for t in tokens) == stats.accepted
+        # A pass refuses at most one draft that counts; the drafts behind it were never looked at.
+        refused = sum(t.refused for t in tokens)
+        looked_at = sum(a for a in stats.accepted_at) + refused
+        assert refused <= stats.steps
+        assert looked_at <= stats.drafted
+        if drafts == 1:
+            assert looked_at == stats.drafted
+        assert not any(t.drafted and t.refused for t in tokens)
+        assert not tokens[0].drafted
+        assert not tokens[0].refused
+
+
+def test_the_interval_is_that_of_a_ratio_over_prompts():
+    rng = np.random.default_rng(0)
+    truth, rates = 0.8, []
+    for _ in range(400):
+        tries = rng.integers(40, 60, size=64)
+        # Tokens of a prompt share its difficulty, so that they are not independent.
+        hits = rng.binomial(tries, rng.beta(8, 2, size=64))
+        width = ratio_interval(hits, tries)
+        rates.append((abs(hits.sum() / tries.sum() - truth) <= width, width))
+    covered, widths = zip(*rates, strict=True)
+    assert 0.9 < np.mean(covered) < 0.98
+    as_if_independent = 1.96 * np.sqrt(0.16 / (64 * 50))
+    assert np.mean(widths) > 2 * as_if_independent  # control: tokens counted one by one
+    assert ratio_interval(np.array([3]), np.array([4])) is None
+
+
+def test_sampled_and_deeper_drafts_are_measured_alike(setting):
+    model, tokenizer, documents = setting
+    stream = evaluate(model, tokenizer, documents, window=24).ids
+    table = np.array([len(piece) for piece in tokenizer.token_bytes()])
+    wanted = {"prompts": 3, "prompt_tokens": 10, "new_tokens": 20, "token_bytes": table}
+    sampled = measure_acceptance(model, stream, temperature=1.0, **wanted)
+    assert sampled == measure_acceptance(model, stream, temperature=1.0, **wanted)
+    deep = measure_acceptance(model, stream, num_drafts=3, **wanted)
+    assert len(deep.drafted_at) == len(deep.accepted_at) == 3
+    assert list(deep.accepted_at) == sorted(deep.accepted_at, reverse=True)
+    assert deep.bytes_per_step > 0
+    assert sampled.to_dict()["acceptance"] == sampled.rate
 
 
 def test_acceptance_counts_what_the_decoder_counted(setting):

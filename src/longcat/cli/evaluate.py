@@ -1,6 +1,7 @@
 """`longcat evaluate`: what a checkpoint is worth on text and on questions."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,10 +11,14 @@ import typer
 from longcat.cli.models import MODEL_DEFAULT, MODEL_HELP, find_model
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from longcat.flash import FlashModel
     from longcat.flash.tokenizer import Tokenizer
     from longcat.train.corpus import Document
 
+DEPTH = 3  # drafts per pass, where their acceptance is told by depth
 _HELD_OUT = Path("data") / "held_out.jsonl"
 
 
@@ -44,7 +49,6 @@ def command(
     """
     from longcat.flash import FlashModel
     from longcat.flash.tokenizer import Tokenizer
-    from longcat.train.acceptance import measure_acceptance
     from longcat.train.choices import answer_questions, read_questions
     from longcat.train.classes import by_kind
     from longcat.train.evaluate import compressed_bits_per_byte, evaluate
@@ -75,14 +79,9 @@ def command(
         "replies": None,
     }
     if mtp:
-        acceptance = measure_acceptance(flash, held_out.ids, prompts=prompts)
-        if acceptance is None:
+        document["mtp"] = _draft_figures(flash, tokenizer, held_out.ids, prompts)
+        if document["mtp"] is None:
             raise ValueError(f"--mtp: {found.directory} has no draft head, or too little text")
-        document["mtp"] = {
-            **asdict(acceptance),
-            "acceptance": acceptance.rate,
-            "acceptance_without_repeats": acceptance.fresh_rate,
-        }
     if questions is not None:
         document["choices"] = asdict(answer_questions(flash, tokenizer, questions))
     if chats:
@@ -145,7 +144,8 @@ def _print(document: dict[str, Any]) -> None:
     kinds = ", ".join(f"{k['kind']} {k['ffn_experts']:.2f}" for k in document["kinds"])
     table.add_row("by kind", kinds)
     if document["mtp"]:
-        table.add_row("drafts accepted", _drafts(document["mtp"]))
+        for label, figures in _draft_rows(document["mtp"]):
+            table.add_row(label, figures)
     if document["replies"]:
         replies = document["replies"]
         table.add_row(
@@ -163,11 +163,45 @@ def _print(document: dict[str, Any]) -> None:
     console.print(table)
 
 
-def _drafts(mtp: dict[str, Any]) -> str:
+def _draft_figures(
+    model: "FlashModel", tokenizer: "Tokenizer", stream: "NDArray[np.int64]", prompts: int
+) -> dict[str, Any] | None:
+    """Greedy acceptance, and beside it sampled text and several drafts per pass."""
+    import numpy as np
+
+    from longcat.train.acceptance import measure_acceptance
+
+    lengths = [len(piece) for piece in tokenizer.token_bytes()]
+    table = np.array(lengths + [0] * max(0, model.vocab_size - len(lengths)))
+    wanted: dict[str, Any] = {"prompts": prompts, "token_bytes": table}
+    greedy = measure_acceptance(model, stream, **wanted)
+    sampled = measure_acceptance(model, stream, temperature=1.0, **wanted)
+    deep = measure_acceptance(model, stream, num_drafts=DEPTH, **wanted)
+    if greedy is None or sampled is None or deep is None:
+        return None
+    return {**greedy.to_dict(), "sampled": sampled.to_dict(), "deep": deep.to_dict()}
+
+
+def _draft_rows(mtp: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """The draft head's figures, greedy and sampled, both rates side by side, then by depth."""
+
     def percent(rate: float | None) -> str:
         return "none" if rate is None else f"{rate:.1%}"
 
-    return (
-        f"{percent(mtp['acceptance'])}, and {percent(mtp['acceptance_without_repeats'])} where no "
-        f"5-gram repeats; {mtp['tokens_per_step']:.2f} tokens per pass, {mtp['prompts']} prompts"
+    def rates(figures: dict[str, Any]) -> str:
+        spread = "" if figures["interval"] is None else f" (+-{figures['interval']:.1%})"
+        return (
+            f"{percent(figures['acceptance'])}{spread}, and "
+            f"{percent(figures['acceptance_without_repeats'])} where no 5-gram repeats; "
+            f"{figures['tokens_per_step']:.2f} tokens or {figures['bytes_per_step']:.1f} bytes "
+            f"per pass, {figures['prompts']} prompts"
+        )
+
+    deep = mtp["deep"]
+    by_depth = ", ".join(
+        percent(taken / tried if tried else None)
+        for taken, tried in zip(deep["accepted_at"], deep["drafted_at"], strict=True)
     )
+    yield "drafts accepted", f"greedy: {rates(mtp)}"
+    yield "", f"sampled at temperature 1: {rates(mtp['sampled'])}"
+    yield "", f"{DEPTH} a pass, by depth: {by_depth}; {deep['tokens_per_step']:.2f} tokens per pass"

@@ -7,7 +7,8 @@ which has occurred before.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from longcat.serve.sampling import SamplingParams
 from longcat.serve.speculation import Token, decode
 
 GRAM = 5
+_TWO_SIDED_95 = 1.96  # of a normal distribution: there are dozens of prompts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,17 +27,27 @@ class Acceptance:
     """Drafts proposed and accepted, over all tokens and over those that repeat no 5-gram.
 
     Attributes:
+        temperature: 0 for greedy text; above, draft and model choose with the same noise.
+        drafted_at, accepted_at: [g] passes that proposed, and accepted, a draft of this depth.
+        interval: half the width of the rate's 95 % interval over prompts; None for one prompt.
         tokens_per_step: tokens emitted per pass of the model, the drafts' gain.
+        bytes_per_step: the same in bytes of text, for comparisons between vocabularies; None
+            where the tokens' bytes were not given.
         repeated: fraction of generated tokens that complete a 5-gram seen before.
     """
 
     prompts: int
+    temperature: float
     tokens: int
     drafted: int
     accepted: int
     fresh_drafted: int
     fresh_accepted: int
+    drafted_at: tuple[int, ...]
+    accepted_at: tuple[int, ...]
+    interval: float | None
     tokens_per_step: float
+    bytes_per_step: float | None
     repeated: float
 
     @property
@@ -48,6 +60,11 @@ class Acceptance:
         """The same over tokens that repeat no earlier 5-gram."""
         return self.fresh_accepted / self.fresh_drafted if self.fresh_drafted else None
 
+    def to_dict(self) -> dict[str, Any]:
+        """All figures, for JSON: the fields, `acceptance` and `acceptance_without_repeats`."""
+        rates = {"acceptance": self.rate, "acceptance_without_repeats": self.fresh_rate}
+        return {**asdict(self), **rates}
+
 
 def measure_acceptance(
     model: FlashModel,
@@ -56,77 +73,80 @@ def measure_acceptance(
     prompts: int = 32,
     prompt_tokens: int = 64,
     new_tokens: int = 96,
+    temperature: float = 0.0,
+    num_drafts: int = 1,
+    token_bytes: NDArray[np.int64] | None = None,
 ) -> Acceptance | None:
-    """Continue prompts taken at even distances from a held-out stream; None without a head."""
+    """Continue prompts taken at even distances from a held-out stream; None without a head.
+
+    Args:
+        stream: ids. prompts: how many; each of prompt_tokens, continued by new_tokens.
+        temperature: of draft and model. num_drafts: drafts per pass.
+        token_bytes: [V] bytes that each id stands for.
+    """
     prompt_tokens = min(prompt_tokens, model.max_position // 2)
     room = len(stream) - prompt_tokens
     if not model.has_draft_head or room < 0:
         return None
     new_tokens = min(new_tokens, model.max_position - prompt_tokens)
-    params = SamplingParams(temperature=0.0, max_tokens=new_tokens, ignore_eos=True)
-    total = np.zeros(6, dtype=np.int64)
-    steps = 0
+    counted, depths, steps, text_bytes = [], [], 0, 0
     starts = sorted({int(s) for s in np.linspace(0, room, prompts)})
-    for start in starts:
+    for number, start in enumerate(starts):
         prompt = [int(i) for i in stream[start : start + prompt_tokens]]
-        decoding = decode(model, prompt, params, speculative=True)
+        params = SamplingParams(
+            temperature=temperature, max_tokens=new_tokens, ignore_eos=True, seed=number
+        )
+        decoding = decode(model, prompt, params, speculative=True, num_drafts=num_drafts)
         tokens = list(decoding)
-        total += _count(prompt, tokens)
+        counted.append(_count(prompt, tokens))
+        depths.append((decoding.stats.drafted_at, decoding.stats.accepted_at))
         steps += decoding.stats.steps
-        assert (decoding.stats.drafted, decoding.stats.accepted) == _drafts(tokens), "miscounted"
-    drafted, accepted, fresh_drafted, fresh_accepted, repeated, emitted = (int(x) for x in total)
+        if token_bytes is not None:
+            text_bytes += int(token_bytes[[token.id for token in tokens[1:]]].sum())
+    each = np.array(counted)
+    drafted, accepted, fresh_drafted, fresh_accepted, repeated, emitted = each.sum(axis=0).tolist()
+    at = np.array(depths).sum(axis=0)
     return Acceptance(
         prompts=len(starts),
+        temperature=temperature,
         tokens=emitted,
         drafted=drafted,
         accepted=accepted,
         fresh_drafted=fresh_drafted,
         fresh_accepted=fresh_accepted,
+        drafted_at=tuple(at[0].tolist()),
+        accepted_at=tuple(at[1].tolist()),
+        interval=ratio_interval(each[:, 1], each[:, 0]),
         tokens_per_step=(emitted - len(starts)) / max(1, steps),
+        bytes_per_step=None if token_bytes is None else text_bytes / max(1, steps),
         repeated=repeated / max(1, emitted),
     )
 
 
-def draft_outcomes(tokens: Sequence[Token]) -> list[bool | None]:
-    """For each emitted token: was its draft accepted (True), refused (False), or was there none.
+def ratio_interval(hits: NDArray[np.int64], tries: NDArray[np.int64]) -> float | None:
+    """Half the 95 % interval of sum(hits) / sum(tries), both [n], independent between entries.
 
-    The first token comes from the prompt's pass and has no draft. Then every pass drafts one
-    token: accepted, it is followed by one that was not drafted; refused, the model's own stands
-    in its place. The last token is never drafted when there is no room for a second one.
+    Tokens of one prompt are not independent, so the prompts are what is counted.
     """
-    outcomes: list[bool | None] = []
-    expects_draft = False
-    for i, token in enumerate(tokens):
-        is_last = i == len(tokens) - 1
-        if token.drafted:
-            outcomes.append(True)
-            expects_draft = False
-        elif expects_draft and not is_last:
-            outcomes.append(False)
-        else:
-            outcomes.append(None)
-            expects_draft = True
-    return outcomes
+    count, total = len(tries), int(tries.sum())
+    if count < 2 or total == 0:
+        return None
+    off = hits - hits.sum() / total * tries
+    return float(_TWO_SIDED_95 * np.sqrt(count / (count - 1) * (off**2).sum()) / total)
 
 
-def _drafts(tokens: Sequence[Token]) -> tuple[int, int]:
-    outcomes = draft_outcomes(tokens)
-    return sum(o is not None for o in outcomes), sum(o is True for o in outcomes)
-
-
-def _count(prompt: list[int], tokens: Sequence[Token]) -> NDArray[np.int64]:
+def _count(prompt: list[int], tokens: Sequence[Token]) -> list[int]:
     """[drafted, accepted, drafted where nothing repeats, accepted there, repeating, emitted]."""
     ids = prompt + [token.id for token in tokens]
     seen = {tuple(ids[i : i + GRAM]) for i in range(len(prompt) - GRAM + 1)}
     counts = np.zeros(6, dtype=np.int64)
-    for i, outcome in enumerate(draft_outcomes(tokens), start=len(prompt)):
+    for i, token in enumerate(tokens, start=len(prompt)):
         gram = tuple(ids[i - GRAM + 1 : i + 1])
         is_repeat = gram in seen
         seen.add(gram)
-        tried, taken = outcome is not None, outcome is True
-        fresh = not is_repeat
+        tried, taken, fresh = token.drafted or token.refused, token.drafted, not is_repeat
         counts += [tried, taken, tried and fresh, taken and fresh, is_repeat, 1]
-    return counts
+    return [int(count) for count in counts]
 
 
 def sample(

@@ -99,7 +99,9 @@ def _document(
         say("scoring all held-out text")
         held_out = evaluate(model, tokenizer, prepared.held_out, window=prepared.settings.seq_len)
         say("drafting with the MTP head on held-out prompts")
-        acceptance = measure_acceptance(model, held_out.ids, prompts=prompts)
+        acceptance = measure_acceptance(
+            model, held_out.ids, prompts=prompts, token_bytes=prepared.token_bytes
+        )
         say("writing a sample")
         document["sample"] = _sample(model, tokenizer, prepared.held_out)
         document["held_out"] = _held_out(held_out, tokenizer, compressing.result())
@@ -142,19 +144,15 @@ def _add_chats(
     except ValueError:
         say(f"{settings.init} is no longer there: left out")
     say("drafting with the MTP head on held-out prompts")
-    document["mtp"] = _drafts(measure_acceptance(model, held_out.ids, prompts=prompts))
+    document["mtp"] = _drafts(
+        measure_acceptance(model, held_out.ids, prompts=prompts, token_bytes=prepared.token_bytes)
+    )
     say("answering a held-out question")
     document["sample"] = answer(model, tokenizer, chats[0])
 
 
 def _drafts(acceptance: Acceptance | None) -> Summary | None:
-    if acceptance is None:
-        return None
-    return {
-        **asdict(acceptance),
-        "acceptance": acceptance.rate,
-        "acceptance_without_repeats": acceptance.fresh_rate,
-    }
+    return None if acceptance is None else acceptance.to_dict()
 
 
 def _compress(prepared: Prepared) -> dict[str, float]:

@@ -31,10 +31,16 @@ from longcat.serve.sampling import SamplingParams, choose, fresh_seed
 
 @dataclass(frozen=True, kw_only=True)
 class Token:
-    """One generated token; `drafted` says the head had guessed it and the target agreed."""
+    """One generated token, and what became of the head's guess for its place.
+
+    drafted  the head had guessed this token
+    refused  the head had guessed another one, and this is the target's instead
+    Neither, where there was no guess: the first token, and the free one after accepted drafts.
+    """
 
     id: int
-    drafted: bool
+    drafted: bool = False
+    refused: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +178,10 @@ class Decoding(Iterator[Token]):
             drafts = drafts[: len(run)]
             self.finish_reason = "stop"
         accepted = min(accepted, len(run))
-        self._ready += [Token(id=token, drafted=i < accepted) for i, token in enumerate(run)]
+        self._ready += [
+            Token(id=token, drafted=i < accepted, refused=i == accepted < len(drafts))
+            for i, token in enumerate(run)
+        ]
         self.stats = replace(
             self.stats,
             tokens=self.stats.tokens + len(run),
