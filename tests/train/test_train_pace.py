@@ -54,7 +54,7 @@ def gradient(kit, parts, **changes):
     tokens[np.random.default_rng(5).random(len(tokens)) < 0.2] = 1
     trainer = kit.trainer(settings, tokens=tokens)
     captured = []
-    trainer.optimizer.step = lambda: captured.append(trainer._gradients.clone())
+    trainer.optimizer.step = lambda: captured.append(trainer.pieces.gradients.clone())
     trainer.train_step()
     return captured[0], trainer
 
@@ -113,7 +113,7 @@ def test_clipping_scales_the_whole_gradient_to_its_limit(kit):
     def norm_used(limit):
         trainer = kit.trainer(kit.settings(grad_clip=limit))
         used = []
-        trainer.optimizer.step = lambda: used.append(float(trainer._gradients.norm()))
+        trainer.optimizer.step = lambda: used.append(float(trainer.pieces.gradients.norm()))
         record = trainer.train_step()
         return used[0], record["grad_norm"]
 

@@ -17,8 +17,8 @@ from longcat.cli.training import (
     chosen_settings,
     find_place,
     interruption,
+    process_count,
     short,
-    worker_count,
 )
 
 INTERRUPTED = 130
@@ -172,6 +172,12 @@ def command(
     processes: Annotated[
         str, typer.Option(metavar="N|auto", help="One-thread processes that share the work.")
     ] = "auto",
+    expert_parallel: Annotated[
+        int, typer.Option(metavar="N", help="Split the FFN experts over groups of N processes.")
+    ] = 1,
+    fsdp: Annotated[
+        bool, typer.Option("--fsdp", help="Split all weights over the processes (fully_shard).")
+    ] = False,
     quickstart: Annotated[
         bool, typer.Option("--quickstart", help="Under 8 minutes from nothing to a report.")
     ] = False,
@@ -192,8 +198,11 @@ def command(
     from longcat.cli.ui.panel import Watcher, show_card, show_summary
     from longcat.cli.ui.theme import make_console
     from longcat.train import (
+        Layout,
         finish,
+        follow,
         is_search,
+        launched,
         open_run,
         resume_run,
         train_run,
@@ -235,7 +244,12 @@ def command(
         console.print(f"  {text} ...", style="note")
 
     check_schedule(wanted)
-    workers = worker_count(processes)
+    launch = launched()
+    if launch is not None and launch.rank:
+        follow(launch)
+        return
+    layout = Layout(expert_parallel=expert_parallel, fsdp=fsdp)
+    workers = process_count(processes, launch, layout, searching=search_lr is not None)
     if search_lr is not None and (resume or quickstart):
         raise ValueError("train: --search-lr begins a search; leave out --resume and --quickstart")
     if transfer_from is not None and (resume or quickstart):
@@ -254,14 +268,16 @@ def command(
         raise typer.Exit(run_search(search, console, processes=workers, say=say))
     place, resume = find_place(out, wanted, resume, quickstart, console)
     if resume:
-        session = resume_run(place, wanted, processes=workers, from_step=from_step, say=say)
+        session = resume_run(
+            place, wanted, processes=workers, layout=layout, from_step=from_step, say=say
+        )
     else:
         settings = (
-            chosen_settings(wanted, quickstart)
+            chosen_settings(wanted, quickstart, processes=workers)
             if transfer_from is None
             else transferred_settings(transfer_from, wanted)
         )
-        session = open_run(place, settings, processes=workers, say=say)
+        session = open_run(place, settings, processes=workers, layout=layout, say=say)
     show_card(console, session.card, session.prepared.config)
     if verify_determinism:
         from longcat.train.watch.rerun import rerun

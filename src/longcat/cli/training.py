@@ -11,7 +11,8 @@ from longcat.cli.models import RUNS, find_model, newest_run
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from longcat.train import Session, TrainSettings
+    from longcat.train import Layout, Session, TrainSettings
+    from longcat.train.parallel.launch import Launch
     from longcat.train.summary import Summary
 
 DEFAULT_STEPS = 1000
@@ -38,6 +39,15 @@ def check_schedule(wanted: dict[str, Any]) -> None:
             "train: --decay belongs to --schedule wsd; a cosine falls from the end of warm-up on, "
             "so leave one of the two out"
         )
+
+
+def process_count(
+    processes: str, launch: "Launch | None", layout: "Layout", *, searching: bool
+) -> int | None:
+    """Those that torchrun started, else the number given to --processes; None for auto."""
+    if searching and (launch is not None or not layout.is_whole):
+        raise ValueError("train: --search-lr runs on one machine, without splitting the model")
+    return worker_count(processes) if launch is None else launch.world
 
 
 def find_place(
@@ -70,7 +80,9 @@ def find_place(
     return out or free_directory(RUNS / name), False
 
 
-def chosen_settings(wanted: dict[str, Any], quickstart: bool) -> "TrainSettings":
+def chosen_settings(
+    wanted: dict[str, Any], quickstart: bool, *, processes: int | None = None
+) -> "TrainSettings":
     """What was asked for, over the defaults that depend on each other."""
     from longcat.flash import FlashConfig
     from longcat.train import RunError, TrainSettings
@@ -96,6 +108,9 @@ def chosen_settings(wanted: dict[str, Any], quickstart: bool) -> "TrainSettings"
         defaults["distill_steps"] = QUICKSTART_DISTILL_STEPS
     if wanted.get("batch_size", 2) % 2:
         defaults["micro_batches"] = 1
+    batch = wanted.get("batch_size", TrainSettings.batch_size)
+    if processes is not None and processes > 2 and batch % processes == 0:
+        defaults["micro_batches"] = processes  # one for each
     return TrainSettings(**{**defaults, **wanted})
 
 

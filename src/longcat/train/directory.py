@@ -29,6 +29,7 @@ _PREFIX = "step-"
 _TEMPORARY = ".tmp-"
 # Files of a snapshot that belong to resuming alone; all others are the checkpoint.
 STATE_FILES = ("optimizer.safetensors", "trainer.json", "settings.json")
+SHARDED = "sharded"  # in a snapshot of a divided model: the pieces, in place of the checkpoint
 
 
 class RunDirectory:
@@ -174,7 +175,12 @@ class RunDirectory:
             shutil.rmtree(doomed, ignore_errors=True)
 
     def publish(self, snapshot: Path) -> None:
-        """Put the snapshot's checkpoint files into the run directory, each in one step."""
+        """Put the snapshot's checkpoint files into the run directory, each in one step.
+
+        A sharded snapshot has none; it gets them when the run ends.
+        """
+        if (snapshot / SHARDED).is_dir():
+            return
         for source in sorted(snapshot.iterdir()):
             if source.name in STATE_FILES:
                 continue

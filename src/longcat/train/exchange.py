@@ -17,6 +17,7 @@ from torch.distributed import FileStore  # type: ignore[attr-defined]
 
 from longcat.train.errors import RunError
 from longcat.train.parallel.layout import Layout
+from longcat.train.parallel.pulse import Pulse
 
 Store = Any  # torch gives its FileStore no types
 
@@ -29,10 +30,20 @@ class Exchange:
         layout: how they divide the model.
     """
 
-    def __init__(self, rank: int = 0, world: int = 1, layout: Layout | None = None) -> None:
+    def __init__(
+        self,
+        rank: int = 0,
+        world: int = 1,
+        layout: Layout | None = None,
+        signs: Store = None,
+    ) -> None:
+        """`signs`: a store object for the processes' signs of life (`parallel.pulse`)."""
         self.rank = rank
         self.world = world
         self.layout = layout or Layout()
+        self._pulse = None if signs is None else Pulse(signs, rank, world)
+        if self._pulse is not None:
+            self._pulse.__enter__()
 
     def sum_(self, tensor: Tensor, group: dist.ProcessGroup | None = None) -> None:
         """Replace tensor by its sum over all processes (of a group), the same bits in each.
@@ -51,24 +62,40 @@ class Exchange:
 
     def close(self) -> None:
         """Leave the group."""
+        if self._pulse is not None:
+            self._pulse.__exit__()
         if self.world > 1 and dist.is_initialized():
             dist.destroy_process_group()
 
 
-def open_store(path: str, world: int) -> Store:
-    """The meeting place of a run's processes: a file, so that no port is open to others."""
+def open_store(path: str, world: int = -1) -> Store:
+    """A meeting place of a run's processes: a file, so that no port is open to others.
+
+    With `world` the file goes when so many have closed it.
+    """
     return FileStore(path, world)
 
 
-def meet(store: Store, rank: int, world: int, layout: Layout | None = None) -> Exchange:
+def signs_of(path: str) -> str:
+    """Where the processes that meet in `path` leave their signs of life."""
+    return f"{path}-signs"
+
+
+def meet(
+    store: Store, rank: int, world: int, layout: Layout | None = None, signs: Store = None
+) -> Exchange:
     """Wait for all processes and return the exchange between them."""
-    loopback = "lo0" if sys.platform == "darwin" else "lo"
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
+    use_loopback()
     # Rank 0 may be busy saving for minutes on a slow disk; the others wait for it.
     dist.init_process_group(
         "gloo", store=store, rank=rank, world_size=world, timeout=timedelta(minutes=30)
     )
-    return Exchange(rank, world, layout)
+    return Exchange(rank, world, layout, signs)
+
+
+def use_loopback() -> None:
+    """All processes are on this machine: open no port to others."""
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
 
 
 def available_cores() -> int:

@@ -17,10 +17,10 @@ from longcat.train.errors import RunError
 from longcat.train.exchange import Exchange
 from longcat.train.metrics import MetricsWriter, Record
 from longcat.train.origin import initial_model
+from longcat.train.parallel.saving import make_saver, make_whole
 from longcat.train.prepare import Prepared, reopen
 from longcat.train.snapshot import read_snapshot, write_snapshot
 from longcat.train.trainer import Trainer
-from longcat.train.watch.keep import best_step, mean_losses
 from longcat.train.watch.rollback import Rollback
 
 
@@ -78,7 +78,7 @@ def run(
     """
     trainer = make_trainer(prepared, exchange)
     read_snapshot(trainer, directory.restore())
-    saved = trainer.step
+    saver = make_saver(directory, trainer, prepared, observer.saved)
     writer = MetricsWriter(directory.path, restored_step=trainer.step)
     try:
         trainer.start_clock()
@@ -87,37 +87,47 @@ def run(
             record = steps.step(stop=stopping())
             if record is None:  # it went wrong, and the trainer stands earlier again
                 writer.close()
-                saved = trainer.step
-                writer = MetricsWriter(directory.path, restored_step=saved)
+                saver.last = trainer.step
+                writer = MetricsWriter(directory.path, restored_step=saver.last)
                 continue
             writer.write(record)
             observer.step(record, trainer.progress, seconds_left(trainer))
             if trainer.step % prepared.settings.save_every == 0 or trainer.is_done:
-                _save(directory, trainer, prepared)
-                saved = trainer.step
-                observer.saved(saved)
+                saver.save()
+                if prepared.settings.rollback:
+                    saver.finish()  # a run that may go back has none that is only begun
                 trainer.start_clock()
+            saver.poll()
+        saver.finish()
     except (RunError, OSError) as error:
         reason = str(error) if isinstance(error, RunError) else f"train: {error}"
         raise RunError(
-            f"{reason}. The snapshot of step {saved} stands in {directory.path}; go on from it by "
-            f"`longcat train --resume --out {directory.path}`"
+            f"{reason}. The snapshot of step {saver.last} stands in {directory.path}; go on from "
+            f"it by `longcat train --resume --out {directory.path}`"
         ) from (error.__cause__ or error)
     finally:
         writer.close()
+    make_whole(directory, prepared)
     return trainer
 
 
 def work(path: Path, exchange: Exchange) -> None:
-    """The other processes' loop: the same steps, no files, no words."""
+    """The other processes' loop: the same steps, no words, no files but pieces of snapshots."""
     directory = RunDirectory(path)
     prepared = reopen(directory)
     trainer = make_trainer(prepared, exchange)
     read_snapshot(trainer, directory.latest())
+    saver = make_saver(directory, trainer, prepared)
     trainer.start_clock()
     steps = Rollback(trainer, directory)
     while not trainer.is_done:
-        steps.step()
+        if steps.step() is not None and (
+            trainer.step % prepared.settings.save_every == 0 or trainer.is_done
+        ):
+            saver.save()
+            if prepared.settings.rollback:
+                saver.finish()
+    saver.finish()
 
 
 def seconds_left(trainer: Trainer) -> float | None:
@@ -129,18 +139,12 @@ def seconds_left(trainer: Trainer) -> float | None:
     return trainer.seconds / trainer.step * ((trainer.settings.steps or 0) - trainer.step)
 
 
-def _save(directory: RunDirectory, trainer: Trainer, prepared: Prepared) -> None:
-    directory.save(
-        trainer.step,
-        lambda folder: write_snapshot(trainer, prepared.tokenizer, folder),
-        keep=prepared.settings.keep,
-        best=lambda: best_step(mean_losses(directory)),
-    )
-
-
 @contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
+def interruptible(*, patient: bool = False) -> Iterator[Callable[[], bool]]:
     """Inside, Ctrl-C and SIGTERM ask for an orderly end; a second Ctrl-C ends at once.
+
+    Args:
+        patient: a second Ctrl-C too only asks.
 
     Yields:
         A function that says whether an end was asked for.
@@ -151,7 +155,7 @@ def interruptible() -> Iterator[Callable[[], bool]]:
         return
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        if asked.is_set() and number == signal.SIGINT:
+        if asked.is_set() and number == signal.SIGINT and not patient:
             raise KeyboardInterrupt
         asked.set()
 

@@ -20,6 +20,8 @@ from longcat.train.errors import RunError
 from longcat.train.exchange import limit_threads
 from longcat.train.loop import Observer, begin, interruptible, run
 from longcat.train.origin import Origin, read_origin
+from longcat.train.parallel.launch import Launched, launched
+from longcat.train.parallel.layout import WHOLE, Layout
 from longcat.train.preflight import Row, card, check_memory, choose_processes, probe
 from longcat.train.prepare import Prepared, model_config, prepare, reopen
 from longcat.train.report import write_report
@@ -55,16 +57,23 @@ class Session:
     prepared: Prepared
     processes: int
     card: list[Row]
+    layout: Layout = WHOLE
     resumed_from: int | None = None
 
 
 def open_run(
-    out: Path, settings: TrainSettings, *, processes: int | None = None, say: Say
+    out: Path,
+    settings: TrainSettings,
+    *,
+    processes: int | None = None,
+    layout: Layout = WHOLE,
+    say: Say,
 ) -> Session:
     """A new run in `out`.
 
     Args:
-        processes: None chooses by the cores available. say: told what is being done.
+        processes: None chooses by the cores available. layout: how they divide the model.
+        say: told what is being done.
 
     Raises:
         ValueError: unknown preset, unusable text, a directory in use, too little memory.
@@ -73,6 +82,7 @@ def open_run(
     origin = None if settings.init is None else read_origin(settings)
     config = model_config(settings) if origin is None else origin.config
     count, why = choose_processes(processes, settings.micro_batches)
+    layout.check(count, config)
     check_memory(config, settings, count)
     directory.check_new()
     limit_threads(1)
@@ -89,7 +99,8 @@ def open_run(
         directory=directory,
         prepared=prepared,
         processes=count,
-        card=card(prepared, speed, count, why, str(out)),
+        card=card(prepared, speed, count, f"{why}; {layout.describe(count)}", str(out)),
+        layout=layout,
     )
 
 
@@ -119,6 +130,7 @@ def resume_run(
     wanted: dict[str, Any],
     *,
     processes: int | None = None,
+    layout: Layout = WHOLE,
     from_step: int | None = None,
     say: Say,
 ) -> Session:
@@ -143,15 +155,21 @@ def resume_run(
     if settings != saved:
         # Other processes read the settings from the snapshot; so does the next resume.
         directory.replace_settings(snapshot, settings.to_json())
+    layout.check(count, prepared.config)
     step = int(snapshot.name.rpartition("-")[2])
     speed = probe(prepared)
-    rows = card(prepared, speed, count, why, str(out))
+    rows = card(prepared, speed, count, f"{why}; {layout.describe(count)}", str(out))
     rows.insert(1, Row(label="goes on from", value=f"step {step}"))
     warning = other_bits(snapshot, count)
     if warning is not None:
         rows.insert(2, Row(label="exactness", value=warning))
     return Session(
-        directory=directory, prepared=prepared, processes=count, card=rows, resumed_from=step
+        directory=directory,
+        prepared=prepared,
+        processes=count,
+        card=rows,
+        layout=layout,
+        resumed_from=step,
     )
 
 
@@ -161,11 +179,15 @@ def train_run(session: Session, observer: Observer) -> tuple[Trainer, bool]:
     Returns:
         (the trainer at the end, whether the run was interrupted).
     """
-    with (
-        interruptible() as stopping,
-        Workers(session.directory.path, session.processes) as workers,
-    ):
-        trainer = run(session.directory, session.prepared, workers.exchange, observer, stopping)
+    launch, path = launched(), session.directory.path
+    others = (
+        Workers(path, session.processes, session.layout)
+        if launch is None
+        else Launched(launch, path, session.layout)
+    )
+    # torchrun passes a terminal's Ctrl-C on, so that it comes twice.
+    with interruptible(patient=launch is not None) as stopping, others:
+        trainer = run(session.directory, session.prepared, others.exchange, observer, stopping)
     return trainer, trainer.progress < 1
 
 

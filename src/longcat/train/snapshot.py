@@ -16,6 +16,7 @@ from torch import Tensor
 from longcat.flash import FlashModel
 from longcat.flash.checkpoint import save_checkpoint
 from longcat.flash.tokenizer import Tokenizer
+from longcat.train.directory import SHARDED
 from longcat.train.errors import RunError
 from longcat.train.settings import TrainSettings
 from longcat.train.step import parameter_dtype
@@ -31,6 +32,11 @@ def write_snapshot(trainer: Trainer, tokenizer: Tokenizer | None, folder: Path) 
     if tokenizer is not None:
         tokenizer.save(folder)
     save_file(_tensors(trainer), folder / "optimizer.safetensors")
+    write_state(trainer, folder)
+
+
+def write_state(trainer: Trainer, folder: Path) -> None:
+    """Where the run stands and its settings: all that is not a tensor."""
     state = {
         # The data position follows from these two, and no other state is random.
         "step": trainer.step,
@@ -58,23 +64,15 @@ def read_snapshot(trainer: Trainer, snapshot: Path) -> None:
     Raises:
         RunError: when a file is missing, damaged or of another model.
     """
-    saved = FlashModel.from_pretrained(snapshot, dtype=parameter_dtype(trainer.settings))
-    trainer.model.load_state_dict(saved.state_dict())
-    path = snapshot / "optimizer.safetensors"
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise RunError(f"resume: {path} cannot be read: {error}") from error
-    wanted = {name for name, _ in _parameters(trainer)}
-    if {name.partition("/")[2] for name in tensors if name.startswith("exp_avg/")} != wanted:
-        raise RunError(f"resume: {path} holds moments of another model")
-    for name, parameter in _parameters(trainer):
-        trainer.optimizer.state[parameter] = {
-            key: tensors[f"{key}/{name}"] for key in ("step", "exp_avg", "exp_avg_sq")
-        }
+    if (snapshot / SHARDED).is_dir():
+        from longcat.train.parallel.sharded import read_sharded
+
+        read_sharded(trainer, snapshot)
+    else:
+        _read_whole(trainer, snapshot)
     state: dict[str, Any] = json.loads(_read_text(snapshot / "trainer.json"))
-    errors = {key: tensors[f"controller/{key}"] for key in ("error", "previous_error")}
-    trainer.controller.load_state_dict({**state["controller"], **errors})
+    trainer.controller.step = int(state["controller"]["step"])
+    trainer.controller.frozen = bool(state["controller"]["frozen"])
     trainer.step, trainer.tokens_seen = int(state["step"]), int(state["tokens"])
     trainer.seconds, trainer.cpu_seconds = float(state["seconds"]), float(state["cpu_seconds"])
     trainer.skipped = int(state.get("skipped", 0))
@@ -82,26 +80,49 @@ def read_snapshot(trainer: Trainer, snapshot: Path) -> None:
     trainer.watch.load_state_dict(state.get("watch", {}))
 
 
-def _parameters(trainer: Trainer) -> list[tuple[str, torch.nn.Parameter]]:
-    """Each trained parameter once, under one name."""
-    return [(n, p) for n, p in trainer.model.named_parameters() if p.requires_grad]
+@torch.no_grad()
+def _read_whole(trainer: Trainer, snapshot: Path) -> None:
+    saved = FlashModel.from_pretrained(snapshot, dtype=parameter_dtype(trainer.settings))
+    weights, pieces = saved.state_dict(), trainer.pieces
+    path = snapshot / "optimizer.safetensors"
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"resume: {path} cannot be read: {error}") from error
+    wanted = {name for name, _ in pieces.named_parameters()}
+    if {name.partition("/")[2] for name in tensors if name.startswith("exp_avg/")} != wanted:
+        raise RunError(f"resume: {path} holds moments of another model")
+    for name, held in pieces.named_parameters():
+        held.copy_(pieces.take(name, weights[name]))
+        trainer.optimizer.state[held] = {
+            "step": tensors[f"step/{name}"],
+            "exp_avg": pieces.take(name, tensors[f"exp_avg/{name}"]),
+            "exp_avg_sq": pieces.take(name, tensors[f"exp_avg_sq/{name}"]),
+        }
+    for name, buffer in trainer.model.named_buffers():
+        if name in weights:
+            buffer.copy_(weights[name])
+    errors = {key: tensors[f"controller/{key}"] for key in ("error", "previous_error")}
+    trainer.controller.load_state_dict({"step": 0, "frozen": False, **errors})
 
 
 def _tensors(trainer: Trainer) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
-    for name, parameter in _parameters(trainer):
-        state = trainer.optimizer.state.get(parameter) or _untouched(parameter)
-        for key in ("step", "exp_avg", "exp_avg_sq"):
-            tensors[f"{key}/{name}"] = state[key].contiguous()
+    for name, parameter in trainer.pieces.named_parameters():
+        for key, value in moments(trainer, parameter).items():
+            tensors[f"{key}/{name}"] = value.contiguous()
     controller = trainer.controller.state_dict()
     for key in ("error", "previous_error"):
         tensors[f"controller/{key}"] = controller[key].contiguous()
     return tensors
 
 
-def _untouched(parameter: Tensor) -> dict[str, Tensor]:
-    """Moments before the first step."""
-    zeros = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+def moments(trainer: Trainer, held: torch.nn.Parameter) -> dict[str, Tensor]:
+    """Adam's step, exp_avg and exp_avg_sq of a parameter; zeros before the first step."""
+    state: dict[str, Tensor] | None = trainer.optimizer.state.get(held)
+    if state:
+        return {key: state[key] for key in ("step", "exp_avg", "exp_avg_sq")}
+    zeros = torch.zeros_like(held.detach(), memory_format=torch.preserve_format)
     return {"step": torch.zeros(()), "exp_avg": zeros, "exp_avg_sq": zeros.clone()}
 
 

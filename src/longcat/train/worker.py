@@ -15,6 +15,8 @@ class WorkerTask:
     rank: int
     world: int
     store: str
+    expert_parallel: int = 1
+    fsdp: bool = False
 
 
 def main() -> int:
@@ -23,13 +25,16 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     task = WorkerTask(**json.loads(sys.stdin.read()))
 
-    from longcat.train.exchange import limit_threads, meet, open_store
+    from longcat.train.exchange import limit_threads, meet, open_store, signs_of
     from longcat.train.loop import work
+    from longcat.train.parallel.layout import Layout
 
     limit_threads(1)
     store = open_store(task.store, task.world)
     store.set(f"arrived-{task.rank}", "yes")
-    exchange = meet(store, task.rank, task.world)
+    layout = Layout(expert_parallel=task.expert_parallel, fsdp=task.fsdp)
+    signs = open_store(signs_of(task.store))
+    exchange = meet(store, task.rank, task.world, layout, signs)
     try:
         work(Path(task.directory), exchange)
     except (ValueError, OSError) as error:

@@ -17,7 +17,8 @@ from types import TracebackType
 from typing import IO
 
 from longcat.train.errors import RunError
-from longcat.train.exchange import Exchange, Store, meet, open_store
+from longcat.train.exchange import Exchange, Store, meet, open_store, signs_of
+from longcat.train.parallel.layout import Layout
 from longcat.train.worker import WorkerTask
 
 _MODULE = "longcat.train.worker"
@@ -28,11 +29,12 @@ class Workers:
 
     Args:
         directory: the run; it must hold a snapshot, from which every process starts.
-        processes: how many there are in all, this one included.
+        processes: how many there are in all, this one included. layout: how they divide the model.
     """
 
-    def __init__(self, directory: Path, processes: int) -> None:
+    def __init__(self, directory: Path, processes: int, layout: Layout | None = None) -> None:
         self._directory = directory
+        self._layout = layout or Layout()
         self._world = processes
         self._processes: list[subprocess.Popen[str]] = []
         self._logs: list[IO[str]] = []
@@ -53,10 +55,11 @@ class Workers:
                     rank=rank,
                     world=self._world,
                     store=meeting,
+                    **asdict(self._layout),
                 )
                 self._start(task, environment)
             self._wait_for(store)
-            self.exchange = meet(store, 0, self._world)
+            self.exchange = meet(store, 0, self._world, self._layout, open_store(signs_of(meeting)))
         except BaseException:
             self._end()
             raise

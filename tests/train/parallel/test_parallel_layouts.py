@@ -124,3 +124,43 @@ def test_a_layout_says_what_it_does():
     both = Layout(expert_parallel=2, fsdp=True).describe(4)
     assert both == "experts split over 2, weights sharded over 4"
     assert np.array([layout.is_whole for layout in LAYOUTS.values()]).sum() == 1
+
+
+def half(policy_everywhere):
+    """What the router and the experts compute with under bf16 FSDP, and two losses."""
+    import torch.distributed as dist
+
+    import longcat.train.parallel.split as split
+
+    if policy_everywhere:
+        given = split.MixedPrecisionPolicy
+        half_always = given(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        split.MixedPrecisionPolicy = lambda **options: half_always
+    exchange = Exchange(dist.get_rank(), dist.get_world_size(), Layout(fsdp=True))
+    settings = KIT["make_settings"](steps=2, precision="bf16", micro_batches=2)
+    trainer = KIT["make_trainer"](settings, exchange=exchange)
+    mixture = trainer.model.model.layers[0].mlp
+    seen = {}
+    # Before the call, but after FSDP has gathered the weights.
+    mixture.router.register_forward_pre_hook(
+        lambda m, i: seen.update(classifier=m.classifier.weight.dtype)
+    )
+    mixture.experts.register_forward_pre_hook(lambda m, i: seen.update(experts=m.down_proj.dtype))
+    mixture.router.register_forward_hook(lambda m, i, o: seen.update(scores=o.scores.dtype))
+    try:
+        losses = [trainer.train_step()["loss"] for _ in range(2)]
+    except ValueError as error:
+        return str(error)
+    held = {p.dtype for _, p in trainer.pieces.named_parameters()}
+    return {"losses": losses, "held": held, **seen}
+
+
+def test_under_bf16_the_router_stays_in_float32(ranks):
+    """The policy casts what it gathers; without a unit of its own the router would go along."""
+    for result in ranks(2, __file__, "half", False):
+        assert result["experts"] == torch.bfloat16
+        assert result["classifier"] == result["scores"] == torch.float32
+        assert result["held"] == {torch.float32}
+        assert result["losses"][1] < result["losses"][0]
+    cast, _ = ranks(2, __file__, "half", True)
+    assert "make the router a unit of its own" in cast

@@ -65,3 +65,6 @@ class Layout:
         if self.fsdp:
             parts.append(f"weights sharded over {world}")
         return ", ".join(parts) or "every process holds the whole model"
+
+
+WHOLE = Layout()

@@ -1,0 +1,128 @@
+"""Processes that torchrun started, on this machine or on several.
+
+torchrun tells each process who it is by environment variables. Rank 0 then does what `longcat
+train` does alone (text, tokenizer, card, files, terminal) and tells the others which run it is;
+they wait for that and work. No process is started from here. The run's directory must lie on
+storage that all of them see.
+
+torchrun's own restarts (--max-restarts) are no way to go on after a death: launch anew with
+--resume instead.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch.distributed as dist
+
+from longcat.train.errors import RunError
+from longcat.train.exchange import Exchange, limit_threads, use_loopback
+from longcat.train.parallel.layout import Layout
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """Who this process is.
+
+    Args:
+        rank: 0 owns terminal and files. world: processes. local: those on this machine.
+    """
+
+    rank: int
+    world: int
+    local: int
+
+
+def launched(environment: Mapping[str, str] = os.environ) -> Launch | None:
+    """What torchrun said, None when it did not start this process.
+
+    Raises:
+        RunError: when it said half of it.
+    """
+    names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    there = [name for name in names if name in environment]
+    if "RANK" not in there or "WORLD_SIZE" not in there:
+        return None
+    if len(there) < len(names):
+        missing = ", ".join(name for name in names if name not in there)
+        raise RunError(
+            f"train: RANK and WORLD_SIZE are set, but not {missing}; start it by torchrun, or "
+            "unset them"
+        )
+    return Launch(
+        rank=int(environment["RANK"]),
+        world=int(environment["WORLD_SIZE"]),
+        local=int(environment.get("LOCAL_WORLD_SIZE", environment["WORLD_SIZE"])),
+    )
+
+
+class Launched:
+    """The other processes of a launch, in the place of `workers.Workers`.
+
+    Attributes:
+        exchange: between all of them, once entered.
+    """
+
+    def __init__(self, launch: Launch, directory: Path, layout: Layout) -> None:
+        self._launch = launch
+        self._task = {"directory": str(directory.resolve()), "layout": asdict(layout)}
+        self._layout = layout
+        self.exchange = Exchange()
+
+    def __enter__(self) -> "Launched":
+        signs = _join(self._launch)
+        dist.broadcast_object_list([self._task], src=0)
+        self.exchange = Exchange(0, self._launch.world, self._layout, signs)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.exchange.close()
+
+
+def follow(launch: Launch) -> None:
+    """What every process but rank 0 does: wait for the run, work on it, say nothing.
+
+    Raises:
+        RunError: when another process is gone.
+    """
+    from longcat.train.loop import work
+
+    limit_threads(1)
+    signs = _join(launch)
+    told: list[Any] = [None]
+    try:
+        dist.broadcast_object_list(told, src=0)
+    except RuntimeError as error:
+        raise RunError("train: rank 0 ended before the run began; its message says why") from error
+    exchange = Exchange(launch.rank, launch.world, Layout(**told[0]["layout"]), signs)
+    try:
+        work(Path(told[0]["directory"]), exchange)
+    finally:
+        exchange.close()
+
+
+def _join(launch: Launch) -> Any:
+    """Meet the others; returns a store of its own for their signs of life."""
+    if launch.local == launch.world:
+        use_loopback()
+    try:
+        dist.init_process_group("gloo", timeout=timedelta(minutes=30))
+        return dist.TCPStore(  # type: ignore[attr-defined]
+            os.environ["MASTER_ADDR"],
+            int(os.environ["MASTER_PORT"]),
+            is_master=False,
+            wait_for_workers=False,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise RunError(
+            f"train: the launch's processes could not find each other: {str(error).splitlines()[0]}"
+        ) from error
