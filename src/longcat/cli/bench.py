@@ -147,6 +147,20 @@ def paper(
     typer.echo(f"written: {', '.join(str(path) for path in written)}")
 
 
+@app.command()
+def exactness(out: Out = RESULTS, as_json: AsJson = False) -> None:
+    """Compare runs that should be the same, resumed, accumulated, grown and split over processes.
+
+    Every cell is equal bits or a measured difference; a broken promise is an error. Writes
+    exactness-cpu.json.
+
+    Example: longcat bench exactness --out bench/results
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    columns = {name: (name, "{}") for name in ("loss", "gradients", "bias", "counts")}
+    _publish(out / "exactness-cpu.json", _measure_exactness(), "{against}", columns, as_json)
+
+
 def _publish(
     path: Path,
     result: dict[str, Any],
@@ -221,5 +235,25 @@ def _measure_train(rounds: int) -> dict[str, Any]:
         peak=comparison.PEAK,
         memory=comparison.MEMORY,
         peaks=peaks,
+        rows=rows,
+    )
+
+
+def _measure_exactness() -> dict[str, Any]:
+    from longcat.cli.benchmarks import exactness, timing
+    from longcat.cli.benchmarks.document import Clock, Row
+
+    clock = Clock()
+    rows: list[Row] = []
+    with timing.pinned_threads(1):
+        machine = timing.machine("cpu")
+        for case in exactness.cases():
+            rows.append(exactness.row_of(case))
+            typer.echo(f"measured {case.name}", err=True)
+    return clock.document(
+        "longcat bench exactness",
+        f"none; largest differences over {exactness.STEPS} float64 steps of nano, gradients' over "
+        "the tensor's largest entry",
+        **machine,
         rows=rows,
     )

@@ -129,8 +129,9 @@ def replace_pieces(directory: RunDirectory, write: Callable[[Path], None]) -> No
     fresh.mkdir()
     write(fresh)
     for file in fresh.iterdir():
-        os.replace(file, snapshot / file.name)
-    fresh.rmdir()
+        if file.name not in ("trainer.json", "settings.json"):  # who saved it stays as it is
+            os.replace(file, snapshot / file.name)
+    shutil.rmtree(fresh)
     pieces = snapshot / SHARDED
     doomed = directory.state / f"{_PENDING}doomed"
     os.rename(pieces, doomed)
