@@ -16,6 +16,7 @@ import numpy as np
 from longcat.cli.benchmarks.paper import drafting, page
 from longcat.cli.benchmarks.paper.figure import Arm, Figure, Row, Scale
 from longcat.cli.benchmarks.paper.interval import estimate
+from longcat.cli.benchmarks.paper.plot import Panel, plot
 from longcat.cli.benchmarks.paper.results import Results
 from longcat.cli.benchmarks.paper.training import Job, follow
 from longcat.cli.benchmarks.paper.verdict import Verdict, difference
@@ -83,19 +84,18 @@ def run(job: Job) -> Row:
 
 def verdicts(results: Results) -> Sequence[Verdict]:
     """Acceptance, cost and what is left of it."""
+    dense, scmoe = (f"the {arm}" for arm in (DENSE, SCMOE))
 
-    def percent(arm: str, name: str) -> list[float]:
-        return [100 * value for value in results.values(arm, name)]
+    def values(name: str, *, scale: float = 1.0) -> list[list[float]]:
+        return [[scale * v for v in results.values(arm, name)] for arm in (SCMOE, DENSE)]
 
-    of = (SCMOE, DENSE)
     said = [
         difference(
-            "share of drafts accepted",
-            percent(SCMOE, name),
-            percent(DENSE, name),
-            of=of,
+            f"share of drafts accepted{where}",
+            *values(name, scale=100),
+            of=(scmoe, dense),
             expected="higher",
-            unit=" points" + where,
+            unit=" points",
             digits=1,
         )
         for name, where in (
@@ -103,51 +103,72 @@ def verdicts(results: Results) -> Sequence[Verdict]:
             ("acceptance_without_repeats", " where no 5-gram repeats"),
         )
     ]
-    slow, fast = (results.values(arm, "ms_draft") for arm in of)
     said.append(
-        difference("time of one draft", slow, fast, of=of, expected="higher", unit=" ms", digits=2)
+        difference(
+            "time of one draft",
+            *values("ms_draft"),
+            of=(scmoe, dense),
+            expected="higher",
+            unit=" ms",
+            digits=2,
+        )
     )
-    gains = [results.values(arm, "speed_up") for arm in (DENSE, SCMOE)]
+    gains = values("speed_up")[::-1]
     said.append(
-        difference("speed-up of decoding", *gains, of=(DENSE, SCMOE), expected="higher", digits=2)
+        difference("speed-up of decoding", *gains, of=(dense, scmoe), expected="higher", digits=2)
     )
     return said
 
 
 def body(results: Results) -> Iterable[str]:
-    """The table of the report's table 5, and the times behind the last column."""
-    rows = []
-    for arm in (DENSE, SCMOE):
-        share = results.values(arm, lambda row: row["head_activated"] / row["model_activated"])
-        first = results.runs(arm)[0]
-        rows.append(
-            {
-                "draft head": arm,
-                "parameters": f"{first['head_parameters']:,}",
-                "of the model's activated": f"{100 * fmean(share):.1f} %",
-                "accepted, %": estimate([100 * v for v in results.values(arm, "acceptance")]).show(
-                    1
-                ),
-                "without repeats, %": estimate(
-                    [100 * v for v in results.values(arm, "acceptance_without_repeats")]
-                ).show(1),
-                "draft, ms": results.estimate(arm, "ms_draft").show(2),
-                "speed-up": results.estimate(arm, "speed_up").show(2),
-            }
-        )
-    yield page.table(rows)
-    one, two = (fmean(results.values(DENSE, name)) for name in ("ms_one", "ms_two"))
-    ffn = [row["teaching"]["head_ffn_experts"] for row in results.runs(SCMOE)]
-    repeated = fmean(results.values(DENSE, "repeated"))
+    """The report's table 5, what stands behind its times, and the heads' teaching."""
+    yield page.table([row(results, arm) for arm in (DENSE, SCMOE)])
+
+    def mean(name: str, arm: str = DENSE) -> float:
+        return fmean(results.values(arm, name))
+
+    one, two, draft = (mean(f"ms_{name}") for name in ("one", "two", "draft"))
+    held = fmean(run["teaching"]["head_ffn_experts"] for run in results.runs(SCMOE))
     yield (
-        f"A pass of the model over one token takes {one:.2f} ms of CPU time and over two tokens, "
-        f"which is what verifies a draft, {two:.2f} ms. At this size that is mostly the cost of "
-        "calling operations, not of arithmetic, so times follow the number of operations: the "
-        "shares of the second column, which decide on a large model, do not show in them. The "
-        f"ScMoE head used {fmean(ffn):.2f} FFN experts per token at the end of its teaching. "
-        f"{repeated:.0%} of the generated tokens complete a 5-gram that has occurred before, which "
-        "is easy to draft; that is why the share without repeats stands beside."
+        f"In CPU time, a pass of the model over one token takes {one:.2f} ms, over two tokens, "
+        f"which is what verifies a draft, {two:.2f} ms, and a draft of the {DENSE} "
+        f"{draft / one:.0%} of the former. A draft of the {SCMOE} takes "
+        f"{mean('ms_draft', SCMOE) / draft:.1f} times as long, for "
+        f"{mean('head_activated', SCMOE) / mean('head_activated'):.1f} times the activated "
+        f"parameters; it used {held:.2f} FFN experts per token at the end of its teaching. "
+        "One token at a time, these times are mostly those of calling operations, not of "
+        "arithmetic. "
+        f"{mean('repeated'):.0%} of the generated tokens complete a 5-gram that has occurred "
+        "before, which is easy to draft: that is why the share without repeats stands beside."
     )
+    taught = {
+        arm: results.curve(arm, "agreement", x="step", table="teaching") for arm in results.arms
+    }
+    yield plot(
+        [Panel(series=taught, x_label="step of the teaching")],
+        title="How often the head's choice is the model's own, on text that the model wrote for "
+        "its teaching; mean of the seeds with its interval.",
+        y_label="share of tokens",
+        limits=(0.0, 1.0),
+    )
+
+
+def row(results: Results, arm: str) -> dict[str, str]:
+    """One line of the table."""
+
+    def percent(name: str) -> str:
+        return estimate([100 * v for v in results.values(arm, name)]).show(1)
+
+    share = results.values(arm, lambda run: run["head_activated"] / run["model_activated"])
+    return {
+        "draft head": arm,
+        "parameters": f"{results.runs(arm)[0]['head_parameters']:,}",
+        "of the model's activated": f"{100 * fmean(share):.1f} %",
+        "accepted, %": percent("acceptance"),
+        "without repeats, %": percent("acceptance_without_repeats"),
+        "draft, ms": results.estimate(arm, "ms_draft").show(2),
+        "speed-up": results.estimate(arm, "speed_up").show(2),
+    }
 
 
 FIGURE = Figure(
