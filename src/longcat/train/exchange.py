@@ -56,9 +56,7 @@ class Exchange:
         try:
             dist.all_reduce(tensor, group=group)
         except RuntimeError as error:
-            raise RunError(
-                f"train: a process of this run ended before the others: {_first_line(error)}"
-            ) from error
+            raise lost(error) from error
 
     def close(self) -> None:
         """Leave the group."""
@@ -66,6 +64,11 @@ class Exchange:
             self._pulse.__exit__()
         if self.world > 1 and dist.is_initialized():
             dist.destroy_process_group()
+
+
+def lost(error: RuntimeError) -> RunError:
+    """The sentence for a connection that broke."""
+    return RunError(f"train: a process of this run ended before the others: {_first_line(error)}")
 
 
 def open_store(path: str, world: int = -1) -> Store:

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from longcat.train.directory import RunDirectory
 from longcat.train.errors import RunError
-from longcat.train.exchange import Exchange
+from longcat.train.exchange import Exchange, lost
 from longcat.train.metrics import MetricsWriter, Record
 from longcat.train.origin import initial_model
 from longcat.train.parallel.saving import make_saver, make_whole
@@ -99,7 +99,11 @@ def run(
                 trainer.start_clock()
             saver.poll()
         saver.finish()
-    except (RunError, OSError) as error:
+    except (RunError, OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError):  # split models talk inside the forward pass, too
+            if "gloo" not in str(error):
+                raise
+            error = lost(error)
         reason = str(error) if isinstance(error, RunError) else f"train: {error}"
         raise RunError(
             f"{reason}. The snapshot of step {saver.last} stands in {directory.path}; go on from "
