@@ -73,6 +73,7 @@ docs: $(DEV)  ## build the site into site/, executing every tutorial; works offl
 bench: $(DEV)  ## measure the kernels and a training step on the CPU, the step against transformers
 	@$(BIN)/longcat bench kernels
 	@$(BIN)/longcat bench train
+	@$(BIN)/longcat bench recompute
 
 bench-gpu: $(RUN)  ## the same on a CUDA device
 	@$(BIN)/longcat bench kernels --device cuda

@@ -179,6 +179,24 @@ def test_without_transformers_one_sentence_and_our_own_rows(
     assert [row["form"] for row in rows] == ["longcat", "longcat, autocast"]
 
 
+@pytest.mark.usefixtures("toy_steps")
+def test_recomputation_is_measured_against_keeping_everything(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy = train.shapes()["toy"]
+    monkeypatch.setattr(train, "shapes", lambda: {"bench": toy})
+    held = {"none": 8_000_000, "layer": 4_000_000, "layer-reentrant": 2_000_000}
+    monkeypatch.setattr(memory, "peak_bytes", lambda form, config: held[form.recompute])
+    assert main.main(["bench", "recompute", "--rounds", "3", "--out", str(tmp_path), "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert json.loads((tmp_path / "recompute-cpu.json").read_text(encoding="utf-8")) == printed
+    for precision in ("float32", "bfloat16"):
+        rows = [row for row in printed["rows"] if row["precision"] == precision]
+        assert [row["form"] for row in rows] == list(held)
+        assert [row["x_memory"] for row in rows] == [1.0, 0.5, 0.25]
+        assert rows[1]["x_time"] == pytest.approx(rows[1]["s"] / rows[0]["s"], rel=1e-2)
+
+
 @pytest.mark.usefixtures("transformers_5")
 def test_models_that_compute_different_losses_are_not_timed(
     toy_steps: FlashConfig, monkeypatch: pytest.MonkeyPatch

@@ -14,6 +14,7 @@ FLAGS = {
     "--micro-batches": 4,
     "--freeze-bias-at": 1,
     "--document-mask": True,
+    "--recompute": "layer",
 }
 
 
@@ -49,6 +50,7 @@ def test_every_flag_reaches_the_run_and_a_resume_keeps_it(place, capsys):
         (["--schedule", "cosine", "--decay", "0.2"], "--decay belongs to --schedule wsd"),
         (["--schedule", "linear"], "--schedule must be wsd or cosine; got linear"),
         (["--micro-batches", "3"], "cannot be cut into 3 equal micro-batches"),
+        (["--recompute", "all"], "--recompute must be one of none, layer, layer-reentrant"),
         (["--grad-clip", "0"], "--grad-clip must be positive"),
     ],
 )

@@ -36,6 +36,23 @@ def test_the_bias_changes_the_choice_and_never_a_gate(randn):
     assert not torch.allclose(gates, mutant)
 
 
+@pytest.mark.parametrize("backend", ["torch", "numpy"])
+def test_a_choice_made_before_stands_and_its_gates_follow_the_scores(randn, backend):
+    logits, bias = randn(9, 6), 0.1 * randn(6)
+    _, first, _ = route(logits, bias, 2, 3.0)
+    again = logits + randn(9, 6)
+    with use_backend(backend):
+        scores, indices, gates = route(again, bias, 2, 3.0, first)
+        fresh = route(again, bias, 2, 3.0)[1]
+    assert torch.equal(indices, first)
+    assert not torch.equal(fresh, first)  # the control: this choice would have been another
+    assert torch.equal(gates, 3.0 * scores.gather(1, first))
+    want = reference.route(again.numpy(), bias.numpy(), 2, 3.0, first.numpy())
+    np.testing.assert_allclose(gates.numpy(), want[2], rtol=1e-12)
+    with pytest.raises(ValueError, match="chosen must have shape"):
+        route(again, bias, 2, 3.0, first[:4])
+
+
 def test_gates_are_not_renormalised(randn):
     scores, indices, gates = route(randn(9, 6), torch.zeros(6, dtype=torch.float64), 2, 1.0)
     assert (gates.sum(1) < 1).all()

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-from longcat.router import Router, RouterConfig, reference
+from longcat.router import Choice, Router, RouterConfig, reference
 
 CONFIG = RouterConfig(
     hidden_size=12,
@@ -59,6 +59,27 @@ def test_torch_agrees_with_the_definition():
     np.testing.assert_allclose(got.gates.detach().numpy(), want.gates, rtol=1e-12)
     np.testing.assert_array_equal(got.counts.numpy(), want.counts)
     np.testing.assert_array_equal(got.ffn_per_token.numpy(), want.ffn_per_token)
+
+
+def test_a_router_run_again_keeps_the_choice_it_made_first():
+    router, choice = made(), Choice()
+    first = router(tokens(), choice=choice)
+    assert torch.equal(choice.indices, first.indices)
+    other = tokens(seed=2)
+    again = router(other, choice=choice)
+    assert torch.equal(again.indices, first.indices)
+    assert torch.equal(again.counts, first.counts)
+    want = reference.route(
+        other.numpy(),
+        router.classifier.weight.detach().numpy(),
+        router.e_score_correction_bias.numpy(),
+        top_k=4,
+        scale=2.5,
+        n_ffn=8,
+        chosen=first.indices.numpy(),
+    )
+    np.testing.assert_allclose(again.gates.detach().numpy(), want.gates, rtol=1e-12)
+    assert not torch.equal(router(other).indices, first.indices)  # the control: a fresh choice
 
 
 def test_the_bias_moves_choices_and_never_gates():

@@ -161,6 +161,28 @@ def exactness(out: Out = RESULTS, as_json: AsJson = False) -> None:
     _publish(out / "exactness-cpu.json", _measure_exactness(), "{against}", columns, as_json)
 
 
+@app.command()
+def recompute(out: Out = RESULTS, rounds: Rounds = 5, as_json: AsJson = False) -> None:
+    """Measure what recomputing activations saves and costs in a training step, on a CPU.
+
+    Writes recompute-cpu.json.
+
+    Example: longcat bench recompute --rounds 3 --out bench/results
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    from longcat.cli.benchmarks import recompute as measured
+
+    document = measured.document(rounds)
+    columns = {
+        "s": ("s", "{:.3f}"),
+        "tokens/s": ("tokens/s", "{:,.0f}"),
+        "peak_MB": ("MB", "{:,.0f}"),
+        "x_time": ("x time", "{:.2f}"),
+        "x_memory": ("x memory", "{:.2f}"),
+    }
+    _publish(out / "recompute-cpu.json", document, "{shape}, {precision}", columns, as_json)
+
+
 def _publish(
     path: Path,
     result: dict[str, Any],

@@ -127,6 +127,12 @@ def command(
     lr: Annotated[
         float | None, typer.Option(help="Peak learning rate.", show_default="4e-3 x 128/width")
     ] = None,
+    recompute: Annotated[
+        str | None,
+        typer.Option(
+            help="Less memory, the same bits: layer or layer-reentrant.", show_default="none"
+        ),
+    ] = None,
     schedule: Annotated[
         str | None,
         typer.Option(help="After warm-up: wsd (plateau, decay) or cosine.", show_default="wsd"),
@@ -227,6 +233,7 @@ def command(
         "seq_len": seq_len,
         "document_mask": document_mask,
         "lr": lr,
+        "recompute": recompute,
         "schedule": schedule,
         "warmup_steps": warmup_steps,
         "decay": decay,

@@ -18,6 +18,7 @@ from longcat.attention import DenseLatentCache
 from longcat.flash.config import FlashConfig
 from longcat.flash.errors import ConfigError
 from longcat.flash.places import find_places
+from longcat.flash.recompute import Recompute, run
 from longcat.flash.stack import FlashOutput, FlashStack
 from longcat.kernels import Linear
 from longcat.moe import MoERecord
@@ -35,6 +36,10 @@ class FlashModel(nn.Module):
         device, dtype: of the parameters; routers stay float32 unless dtype is float64. The meta
             device builds the model without memory.
         seed: initialises the weights (`longcat.flash.init`); None leaves that to the caller.
+
+    Attributes:
+        recompute: "none", or which kind of activation checkpointing passes with a gradient use
+            (`longcat.flash.recompute`).
     """
 
     def __init__(
@@ -49,6 +54,7 @@ class FlashModel(nn.Module):
         made: dict[str, Any] = {"device": device, "dtype": dtype}
         self.config = config
         self.balance = BalanceLoss()
+        self.recompute: Recompute = "none"
         self.model = FlashStack(config, self.balance, made)
         self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False, **made)
         if seed is not None:
@@ -86,13 +92,14 @@ class FlashModel(nn.Module):
         places = find_places(input_ids, attention_mask, document_ids, cache, past)
         x = self.model.embed_tokens(input_ids)
         records: list[MoERecord] = []
+        kind = self._recompute_kind(cache)
         for i, layer in enumerate(self.model.layers):
             caches = (
                 (places.visible, places.visible)
                 if cache is None
                 else (cache.layers[2 * i], cache.layers[2 * i + 1])
             )
-            x, record = layer(x, places.positions, caches, places.token_mask)
+            x, record = run(layer, kind, x, places.positions, caches, places.token_mask)
             records.append(record)
         hidden = self.model.norm(x)
         return FlashOutput(
@@ -138,7 +145,8 @@ class FlashModel(nn.Module):
         past = 0 if own is None else own[0].length
         places = find_places(next_ids, attention_mask, document_ids, cache, past)
         caches = [places.visible] * self.config.mtp_attentions if own is None else own
-        drafted = head(hidden, next_ids, places.positions, caches, places.token_mask)
+        kind = self._recompute_kind(cache)
+        drafted = head(hidden, next_ids, places.positions, caches, places.token_mask, kind)
         return self.lm_head(drafted), drafted
 
     def _check(self, input_ids: Tensor, attention_mask: Tensor | None, past: int) -> None:
@@ -164,6 +172,10 @@ class FlashModel(nn.Module):
                     f"model: token ids must lie in 0..{self.config.vocab_size - 1}; got "
                     f"{low if low < 0 else high}. Is the tokenizer this model's?"
                 )
+
+    def _recompute_kind(self, cache: DenseLatentCache | None) -> Recompute:
+        """Nothing is recomputed without a gradient, and a cache must be written once."""
+        return self.recompute if torch.is_grad_enabled() and cache is None else "none"
 
     # What `longcat.serve` needs of a model.
 

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from longcat.attention import MLA
 from longcat.flash.config import FlashConfig
+from longcat.flash.recompute import Recompute, run
 from longcat.kernels import Linear, RMSNorm
 from longcat.moe import DenseFFN, ScMoEBlock
-from longcat.router import BalanceLoss
+from longcat.router import BalanceLoss, Choice
 
 
 class _Named(nn.Module):
@@ -77,6 +78,7 @@ class MTPLayer(_Entry):
         positions: Tensor,
         caches: Sequence[Any],
         token_mask: Tensor | None,
+        choice: Choice | None = None,
     ) -> Tensor:
         """embedded [B,T,D] of tokens t+1, hidden [B,T,D] of positions t, to [B,T,D]."""
         z = self.enter(embedded, hidden)
@@ -107,10 +109,11 @@ class ScMoEMTPLayer(_Entry):
         positions: Tensor,
         caches: Sequence[Any],
         token_mask: Tensor | None,
+        choice: Choice | None = None,
     ) -> Tensor:
         """embedded [B,T,D] of tokens t+1, hidden [B,T,D] of positions t, to [B,T,D]."""
         z = self.enter(embedded, hidden)
-        y: Tensor = self.transformer_layer(z, positions, tuple(caches), token_mask)[0]
+        y: Tensor = self.transformer_layer(z, positions, tuple(caches), token_mask, choice)[0]
         return y
 
 
@@ -148,13 +151,17 @@ class MTPHead(nn.Module):
         positions: Tensor,
         caches: Sequence[Any],
         token_mask: Tensor | None = None,
+        recompute: Recompute = "none",
     ) -> Tensor:
         """hidden [B,T,D] and the tokens after them [B,T] to the head's own hidden [B,T,D].
 
         Args:
             caches: one per attention of the layer (None, a mask, or a latent cache).
             token_mask: [B,T], False for padding; a ScMoE layer's balance loss leaves it out.
+            recompute: whether the layer keeps its activations.
         """
-        z = self.layers[0](self.embed_tokens(next_ids), hidden, positions, caches, token_mask)
+        # The embedding is shared and stays outside: its gradients are then added in one order.
+        embedded = self.embed_tokens(next_ids)
+        z = run(self.layers[0], recompute, embedded, hidden, positions, caches, token_mask)
         y: Tensor = self.norm(z)
         return y

@@ -72,7 +72,7 @@ def check_memory(config: FlashConfig, settings: TrainSettings, processes: int) -
         raise RunError(
             f"train: preset {settings.preset} needs about {gigabytes(need)} to train with "
             f"{processes} process(es), this machine has {gigabytes(available)} free; choose a "
-            "smaller preset, --batch-size or --seq-len"
+            "smaller preset, --batch-size or --seq-len, more --micro-batches, or --recompute layer"
         )
     return need
 
@@ -86,7 +86,10 @@ def estimate_bytes(config: FlashConfig, settings: TrainSettings) -> int:
     # About 40 tensors of the model's width per layer, and the expanded slots of the experts.
     width = 40 * config.hidden_size + 6 * config.ffn_hidden_size
     slots = config.router.top_k * (2 * config.hidden_size + 4 * config.moe.expert_ffn_hidden_size)
-    activations = tokens * config.num_layers * (width + slots) * 4
+    layer = tokens * (width + slots) * 4
+    activations = config.num_layers * layer
+    if settings.recompute != "none":  # one layer's, and the input of each
+        activations = layer + config.num_layers * tokens * config.hidden_size * 4
     return weights + logits + activations
 
 

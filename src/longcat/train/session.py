@@ -46,6 +46,7 @@ CHANGEABLE = (
     "distill_steps",
     "rollback",
     "sdc_every",
+    "recompute",
 )
 
 

@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
+from longcat.flash.recompute import Recompute
 from longcat.train.errors import RunError
 
 Precision = Literal["auto", "bf16", "float32", "float64"]
@@ -48,6 +49,8 @@ class TrainSettings:
         freeze_bias_at: steps after which the router biases stay as they are; None moves them to
             the end.
         precision: arithmetic of the linears; "auto" is replaced by what was measured to be fast.
+        recompute: "layer" keeps no activations of a layer and computes them again in the backward
+            pass, "layer-reentrant" does so in torch's older way; less memory, the same bits.
         width: hidden size, when it is not the preset's (`FlashConfig.widened`).
         width_ratio: width over that of the run whose `lr` this is; hidden and output matrices
             learn at lr / width_ratio (`longcat.optim.transfer`). 1 without a transfer.
@@ -94,6 +97,7 @@ class TrainSettings:
     mu_steps: int = 400
     freeze_bias_at: int | None = None
     precision: Precision = "auto"
+    recompute: Recompute = "none"
     width: int | None = None
     width_ratio: float = 1.0
     distill_steps: int = 0
@@ -142,6 +146,11 @@ class TrainSettings:
                 raise RunError(f"train: {name} must not be negative; got {value}")
         if self.schedule not in get_args(Schedule):
             raise RunError(f"train: --schedule must be wsd or cosine; got {self.schedule}")
+        if self.recompute not in get_args(Recompute):
+            raise RunError(
+                f"train: --recompute must be one of {', '.join(get_args(Recompute))}; got "
+                f"{self.recompute}"
+            )
         if not 0 <= self.decay <= 1:
             raise RunError(f"train: --decay is a fraction of the run, 0 to 1; got {self.decay}")
         if self.sft and (self.init is None or self.data):

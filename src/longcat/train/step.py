@@ -83,6 +83,8 @@ def forward_backward(
     next_ids, after_next = torch.from_numpy(batch.next_ids), torch.from_numpy(batch.after_next)
     wanted = batch.targets(bos)
     documents = None if batch.document_ids is None else torch.from_numpy(batch.document_ids)
+    # R_g is measured by torch.autograd.grad, which the reentrant kind cannot give.
+    model.recompute = "layer" if measure and settings.recompute != "none" else settings.recompute
     with arithmetic(settings):
         output = model(inputs, output_router=True, document_ids=documents)
         nll = _summed(output.logits, torch.from_numpy(wanted), bos)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from longcat.cli.benchmarks.operations import training_operations
 from longcat.flash import FlashConfig, FlashModel
+from longcat.flash.recompute import Recompute
 from longcat.kernels import onednn
 from longcat.optim import adamw
 
@@ -70,16 +71,23 @@ def transformers_missing() -> str | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """Whose model, the dtype of its weights, and whether it runs inside bfloat16 autocast."""
+    """Whose model, its weights' dtype, whether in bfloat16 autocast; ours may also recompute."""
 
     ours: bool
     weights: torch.dtype
     autocast: bool
+    recompute: Recompute = "none"
+
+    def recomputing(self, kind: Recompute) -> Form:
+        """The same with another kind of recomputation."""
+        return replace(self, recompute=kind)
 
     def build(self, config: FlashConfig) -> nn.Module:
         """The model with weights of its own."""
         if self.ours:
-            return FlashModel(config, seed=0, dtype=self.weights)
+            ours = FlashModel(config, seed=0, dtype=self.weights)
+            ours.recompute = self.recompute
+            return ours
         hf = _transformers()
         settings = hf.LongcatFlashConfig(**config.to_hf("transformers5"))
         model: nn.Module = hf.AutoModelForCausalLM.from_config(settings, attn_implementation="sdpa")

@@ -15,7 +15,7 @@ from longcat.kernels import RMSNorm
 from longcat.moe.config import MoEConfig
 from longcat.moe.ffn import DenseFFN
 from longcat.moe.mixture import MoE, MoERecord
-from longcat.router import BalanceLoss
+from longcat.router import BalanceLoss, Choice
 
 
 class Attention(Protocol):
@@ -73,16 +73,18 @@ class ScMoEBlock(nn.Module):
         positions: Tensor,
         caches: tuple[Any, Any] = (None, None),
         token_mask: Tensor | None = None,
+        choice: Choice | None = None,
     ) -> tuple[Tensor, MoERecord]:
         """x [B,T,D] at positions [B,T] to ([B,T,D], what the mixture decided).
 
         Args:
             caches: one per attention (None, a mask, or a latent cache).
             token_mask: [B,T], False for padding: routed, never counted.
+            choice: the router's, for a forward that may be run again.
         """
         h1 = x + self.attention(0, x, positions, caches[0])
         u = self.post_attention_layernorm[0](h1)  # one normed tensor feeds both branches
-        m, record = self.mlp(u, token_mask)  # the shortcut: kept aside until the end
+        m, record = self.mlp(u, token_mask, choice)  # the shortcut: kept aside until the end
         h2 = h1 + self.mlps[0](u)
         h3 = h2 + self.attention(1, h2, positions, caches[1])
         h4 = h3 + self.mlps[1](self.post_attention_layernorm[1](h3))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from longcat.kernels import combine, experts, permute
 from longcat.moe.config import MoEConfig
 from longcat.moe.expert_parallel import ExpertParallel
-from longcat.router import BalanceLoss, Router, Routing
+from longcat.router import BalanceLoss, Choice, Router, Routing
 
 
 class Experts(nn.Module):
@@ -95,10 +95,15 @@ class MoE(nn.Module):
         self.router = Router(config.router, device=device, dtype=dtype)
         self.experts = Experts(config, device=device, dtype=dtype)
 
-    def forward(self, u: Tensor, token_mask: Tensor | None = None) -> tuple[Tensor, MoERecord]:
-        """u [..., D] to ([..., D], MoERecord); token_mask [...] marks tokens that count."""
+    def forward(
+        self, u: Tensor, token_mask: Tensor | None = None, choice: Choice | None = None
+    ) -> tuple[Tensor, MoERecord]:
+        """u [..., D] to ([..., D], MoERecord); token_mask [...] marks tokens that count.
+
+        `choice` is for a forward that may be run again, see `longcat.router.Choice`.
+        """
         n = self.config.router.n_routed_experts
-        routing: Routing = self.router(u, token_mask)
+        routing: Routing = self.router(u, token_mask, choice)
         flat = u.reshape(-1, u.shape[-1])
         x_sorted, plan = permute(flat, routing.indices, n)
         y_sorted = self.experts(x_sorted, plan.offsets)

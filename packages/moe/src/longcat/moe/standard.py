@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from longcat.moe.block import ScMoEBlock
 from longcat.moe.mixture import MoERecord
+from longcat.router import Choice
 
 
 class StandardBlock(ScMoEBlock):
@@ -34,11 +35,12 @@ class StandardBlock(ScMoEBlock):
         positions: Tensor,
         caches: tuple[Any, Any] = (None, None),
         token_mask: Tensor | None = None,
+        choice: Choice | None = None,
     ) -> tuple[Tensor, MoERecord]:
         """x [B,T,D] to ([B,T,D], what the mixture decided), as `ScMoEBlock.forward`."""
         h1 = x + self.attention(0, x, positions, caches[0])
         h2 = h1 + self.mlps[0](self.post_attention_layernorm[0](h1))
         h3 = h2 + self.attention(1, h2, positions, caches[1])
         u = self.post_attention_layernorm[1](h3)
-        m, record = self.mlp(u, token_mask)
+        m, record = self.mlp(u, token_mask, choice)
         return h3 + self.mlps[1](u) + m, record

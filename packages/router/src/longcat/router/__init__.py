@@ -3,12 +3,13 @@
 from longcat.router.balance import BalanceLoss, balance_loss, router_gradient_ratio
 from longcat.router.config import RouterConfig
 from longcat.router.controller import BiasController, ControllerConfig
-from longcat.router.router import Router, Routing
+from longcat.router.router import Choice, Router, Routing
 from longcat.router.similarity import router_similarity
 
 __all__ = [
     "BalanceLoss",
     "BiasController",
+    "Choice",
     "ControllerConfig",
     "Router",
     "RouterConfig",

@@ -41,6 +41,7 @@ def route(
     scale: float,
     n_ffn: int,
     token_mask: NDArray[np.bool_] | None = None,
+    chosen: Counts | None = None,
 ) -> Routing:
     """Choose K of N+Z experts for each token of u [T,D].
 
@@ -48,15 +49,16 @@ def route(
 
     The bias decides who is chosen and never touches the gate; gates are not renormalised; gamma
     scales identity experts too. Ties go to the lower index. Tokens masked out (False) are routed
-    but not counted.
+    but not counted. A forward run again keeps the choice of the first, `chosen` [T,K].
     """
     scores = softmax(u.astype(np.float64) @ classifier.astype(np.float64).T)
-    indices = np.argsort(-(scores + bias), axis=-1, kind="stable")[:, :top_k]
+    fresh = np.argsort(-(scores + bias), axis=-1, kind="stable")[:, :top_k]
+    indices = fresh if chosen is None else chosen
     gates = scale * np.take_along_axis(scores, indices, axis=-1)
     counts = np.zeros(scores.shape[-1], dtype=np.int64)
-    for token, chosen in enumerate(indices):
+    for token, experts in enumerate(indices):
         if token_mask is None or token_mask[token]:
-            counts[chosen] += 1
+            counts[experts] += 1
     return Routing(scores, indices, gates, counts, (indices < n_ffn).sum(axis=-1))
 
 

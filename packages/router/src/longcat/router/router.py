@@ -42,6 +42,17 @@ class Routing:
     ffn_per_token: Tensor
 
 
+class Choice:
+    """The experts that a forward chose, kept for when it is run again.
+
+    Run again, the scores may differ in their last bits (another kernel, another order of sums), and
+    a near-tie that flipped would give the gradient of another computation.
+    """
+
+    def __init__(self) -> None:
+        self.indices: Tensor | None = None  # [T,K], after the first run
+
+
 def _at_least_float32(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """Wrap a module conversion so that half precisions become float32 without a detour."""
 
@@ -76,8 +87,12 @@ class Router(nn.Module):
         super()._apply(_at_least_float32(fn), recurse)  # type: ignore[no-untyped-call]
         return self
 
-    def forward(self, u: Tensor, token_mask: Tensor | None = None) -> Routing:
+    def forward(
+        self, u: Tensor, token_mask: Tensor | None = None, choice: Choice | None = None
+    ) -> Routing:
         """Route u [..., D]; token_mask [...] is True for real tokens, False for padding.
+
+        A `choice` that holds experts already decides which; an empty one remembers them.
 
         Raises:
             ValueError: when the last dimension is not hidden_size, the mask's shape differs, or
@@ -108,7 +123,10 @@ class Router(nn.Module):
                 self.e_score_correction_bias,
                 self.config.top_k,
                 self.config.routed_scaling_factor,
+                None if choice is None else choice.indices,
             )
+        if choice is not None:
+            choice.indices = indices
         mask = None if token_mask is None else token_mask.reshape(-1)
         return Routing(
             scores=scores,

@@ -12,7 +12,9 @@ from longcat.kernels.route import eager, reference
 __all__ = ["expert_counts", "route"]
 
 
-def route(logits: Tensor, bias: Tensor, top_k: int, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+def route(
+    logits: Tensor, bias: Tensor, top_k: int, scale: float, chosen: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Choose top_k of E experts per token by softmax score plus bias.
 
     scores = softmax(logits); indices = the top_k of scores + bias; gates = scale * scores[indices].
@@ -24,6 +26,8 @@ def route(logits: Tensor, bias: Tensor, top_k: int, scale: float) -> tuple[Tenso
         bias: [E], same dtype.
         top_k: K, 1 to E.
         scale: the routed scaling factor.
+        chosen: [T, K] int64, a choice made before that is to stand; only scores and gates are then
+            computed. Recomputed logits can differ in their last bits and flip near-ties.
 
     Returns:
         (scores [T, E], indices [T, K] int64, gates [T, K]); gradients flow to the logits through
@@ -34,7 +38,7 @@ def route(logits: Tensor, bias: Tensor, top_k: int, scale: float) -> tuple[Tenso
 
     Source: report eq. 1 and section 2.1.1.
     """
-    check_together("route", logits=logits, bias=bias)
+    check_together("route", logits=logits, bias=bias, chosen=chosen)
     check_dtype("route", "logits", logits, torch.float32, torch.float64)
     check_dtype("route", "bias", bias, torch.float32, torch.float64)
     sizes: dict[str, int] = {}
@@ -42,14 +46,17 @@ def route(logits: Tensor, bias: Tensor, top_k: int, scale: float) -> tuple[Tenso
     check_shape("route", "bias", bias, "E", sizes)
     if not 1 <= top_k <= sizes["E"]:
         raise ValueError(f"route: top_k must be between 1 and E={sizes['E']}, got {top_k}")
+    if chosen is not None:
+        check_dtype("route", "chosen", chosen, torch.int64)
+        check_shape("route", "chosen", chosen, "T K", sizes | {"K": top_k})
     match choose("route", logits):
         case "numpy":
             result: tuple[Tensor, Tensor, Tensor] = through_numpy(
-                reference.route, logits, bias, top_k, scale, like=logits
+                reference.route, logits, bias, top_k, scale, chosen, like=logits
             )
             return result
         case _:  # rows never meet, so exact mode needs no form of its own
-            return eager.route(logits, bias, top_k, scale)
+            return eager.route(logits, bias, top_k, scale, chosen)
 
 
 def expert_counts(indices: Tensor, n_experts: int, token_mask: Tensor | None = None) -> Tensor:

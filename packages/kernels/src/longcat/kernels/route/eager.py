@@ -6,18 +6,21 @@ import torch
 from torch import Tensor
 
 
-def route(logits: Tensor, bias: Tensor, top_k: int, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+def route(
+    logits: Tensor, bias: Tensor, top_k: int, scale: float, chosen: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Softmax, choice by score + bias, gate = scale * score, see reference.py.
 
     logits [T, E], bias [E] -> scores [T, E], indices [T, K], gates [T, K]. The gradient flows
     through scores and gates; the choice has none.
     """
     scores = torch.softmax(logits, dim=-1)
-    # torch.topk leaves the order of equals open; a stable sort puts the lowest index first.
-    order = torch.sort(scores.detach() + bias.detach(), dim=-1, descending=True, stable=True)
-    indices = order.indices[:, :top_k].contiguous()
-    gates = scores.gather(-1, indices) * scale
-    return scores, indices, gates
+    if chosen is None:
+        # torch.topk leaves the order of equals open; a stable sort puts the lowest index first.
+        order = torch.sort(scores.detach() + bias.detach(), dim=-1, descending=True, stable=True)
+        chosen = order.indices[:, :top_k].contiguous()
+    gates = scores.gather(-1, chosen) * scale
+    return scores, chosen, gates
 
 
 def expert_counts(indices: Tensor, n_experts: int, token_mask: Tensor | None = None) -> Tensor:

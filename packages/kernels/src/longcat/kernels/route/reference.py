@@ -9,18 +9,22 @@ Float = NDArray[np.float64]
 Int = NDArray[np.int64]
 
 
-def route(logits: Float, bias: Float, top_k: int, scale: float) -> tuple[Float, Int, Float]:
+def route(
+    logits: Float, bias: Float, top_k: int, scale: float, chosen: Int | None = None
+) -> tuple[Float, Int, Float]:
     """Softmax over all experts, choice by score + bias, gate = scale * score (never the bias).
 
     logits [T, E], bias [E] -> scores [T, E], indices [T, K], gates [T, K]. The chosen experts come
-    in descending order of score + bias; of equals the lowest index first.
+    in descending order of score + bias; of equals the lowest index first. With `chosen` [T, K] that
+    is the choice, whatever the scores say now.
     """
     shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
     scores = shifted / shifted.sum(axis=-1, keepdims=True)
     # A stable sort of the negated key keeps the lower index first among equals.
-    indices = np.argsort(-(scores + bias), axis=-1, kind="stable")[:, :top_k].astype(np.int64)
-    gates = scale * np.take_along_axis(scores, indices, axis=-1)
-    return scores, indices, gates
+    if chosen is None:
+        chosen = np.argsort(-(scores + bias), axis=-1, kind="stable")[:, :top_k].astype(np.int64)
+    gates = scale * np.take_along_axis(scores, chosen, axis=-1)
+    return scores, chosen, gates
 
 
 def expert_counts(indices: Int, n_experts: int, token_mask: NDArray[np.bool_] | None = None) -> Int:
