@@ -120,6 +120,13 @@ def command(
     seq_len: Annotated[
         int | None, typer.Option(help="Tokens per window.", show_default="256")
     ] = None,
+    context_stage: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="STEP:SEQ_LEN:THETA",
+            help="From STEP on, longer windows and a larger rotary base; may be repeated.",
+        ),
+    ] = None,
     document_mask: Annotated[
         bool | None,
         typer.Option("--document-mask", help="Documents of a window do not see each other."),
@@ -214,6 +221,7 @@ def command(
         train_run,
         transferred_settings,
     )
+    from longcat.train.stages import ContextStage
 
     given = {
         "preset": preset,
@@ -231,6 +239,7 @@ def command(
         "batch_size": batch_size,
         "micro_batches": micro_batches,
         "seq_len": seq_len,
+        "context_stages": tuple(map(ContextStage.parse, context_stage or ())) or None,
         "document_mask": document_mask,
         "lr": lr,
         "recompute": recompute,

@@ -8,13 +8,14 @@ Shapes: B batch, T tokens, V vocabulary, D width, L layers, E = N+Z experts.
 Source: report sections 2.1 to 2.4.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from longcat.attention import DenseLatentCache
+from longcat.attention import MLA, DenseLatentCache
 from longcat.flash.config import FlashConfig
 from longcat.flash.errors import ConfigError
 from longcat.flash.places import find_places
@@ -224,6 +225,18 @@ class FlashModel(nn.Module):
     def draft(self, ids: Tensor, hidden: Tensor, cache: DenseLatentCache) -> tuple[Tensor, Tensor]:
         """`mtp` with the cache: ids [B,T] are the tokens after `hidden` [B,T,D]."""
         return self.mtp(hidden, ids.to(hidden.device), cache=cache)
+
+    def set_rope(self, theta: float, max_position: int) -> None:
+        """Go on with another rotary base and longest sequence; the config then says so too."""
+        attention = replace(self.config.attention, rope_theta=theta, max_position=max_position)
+        if attention == self.config.attention:
+            return
+        self.config = replace(
+            self.config, attention=attention, max_position_embeddings=max_position
+        )
+        for module in self.modules():
+            if isinstance(module, MLA):
+                module.set_rope(theta, max_position)
 
     def untie_mtp_embedding(self) -> None:
         """Give the MTP head an embedding of its own, a copy of the main model's."""

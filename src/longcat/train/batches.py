@@ -124,6 +124,19 @@ class Windows:
             return batch
         return keep_apart(batch, self.document_start)
 
+    def of_length(self, seq_len: int) -> "Windows":
+        """The same text and tokens per step in windows of another length, in an order of its own.
+
+        Window numbers start from the step as if every step had been of this length.
+        """
+        return Windows(
+            self.tokens,
+            seq_len=seq_len,
+            batch_size=self.batch_size * self.seq_len // seq_len,
+            seed=self.seed,
+            document_start=self.document_start,
+        )
+
     def start(self, number: int) -> int:
         """Where in the token array the window with this global number begins."""
         epoch, place = divmod(number, self.count)

@@ -104,6 +104,7 @@ def probe(prepared: Prepared) -> Probe:
         batch_size=settings.batch_size // settings.micro_batches,
         micro_batches=1,
         measure_every=1 << 30,
+        context_stages=(),
     )
     trainers = {
         name: Trainer(
@@ -193,6 +194,15 @@ def card(
             value=f"{settings.batch_size} windows of {settings.seq_len} = {tokens_per_step:,} "
             "tokens",
             why=f"in {settings.micro_batches} micro-batches, AdamW at {settings.lr:.1e}",
+        ),
+        *(
+            Row(
+                label=f"from step {stage.step}",
+                value=f"{tokens_per_step // stage.seq_len} windows of {stage.seq_len}, rotary base "
+                f"{stage.theta:g}",
+                why="context extension; tokens per step stay the same",
+            )
+            for stage in settings.context_stages
         ),
         Row(
             label="tokens",

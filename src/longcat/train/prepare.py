@@ -65,6 +65,12 @@ def model_config(settings: TrainSettings) -> FlashConfig:
             f"train: --seq-len {settings.seq_len} is longer than the preset's "
             f"max_position_embeddings={config.max_position_embeddings}"
         )
+    for stage in settings.context_stages:
+        if stage.theta < config.attention.rope_theta:
+            raise RunError(
+                f"train: --context-stage {stage} has a theta below the preset's "
+                f"{config.attention.rope_theta:g}; extension raises it"
+            )
     return config
 
 
@@ -91,9 +97,10 @@ def prepare(
         if tokenizer.vocab_size < config.vocab_size:  # short text has few pairs to merge
             config = replace(config, vocab_size=tokenizer.vocab_size)
     tokens = tokenize(corpus.train, tokenizer)
-    if len(tokens) < settings.seq_len + LOOKAHEAD:
+    longest = settings.longest_window
+    if len(tokens) < longest + LOOKAHEAD:
         raise DataError(
-            f"data: expected at least {settings.seq_len + LOOKAHEAD} tokens for one window, got "
+            f"data: expected at least {longest + LOOKAHEAD} tokens for one window, got "
             f"{len(tokens)} ({corpus.train_bytes} bytes); give more text or a shorter --seq-len"
         )
     card = {

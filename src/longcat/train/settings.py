@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 
 from longcat.flash.recompute import Recompute
 from longcat.train.errors import RunError
+from longcat.train.stages import ContextStage, check_stages
 
 Precision = Literal["auto", "bf16", "float32", "float64"]
 Schedule = Literal["wsd", "cosine"]
@@ -36,6 +37,8 @@ class TrainSettings:
         seq_len: tokens per window.
         document_mask: keep the documents of a window apart: no attention across their borders,
             positions from 0 in each.
+        context_stages: when windows become longer and at which rotary base; none keeps `seq_len`
+            and the preset's base.
         lr: peak learning rate. warmup_steps: steps of linear rise.
         schedule: what follows, "wsd" (a plateau, then a linear fall to 0 over the last `decay` of
             the run) or "cosine" (half a cosine to 0 over all that is left).
@@ -78,6 +81,7 @@ class TrainSettings:
     micro_batches: int = 2
     seq_len: int = 256
     document_mask: bool = False
+    context_stages: tuple[ContextStage, ...] = ()
     lr: float = 4e-3
     warmup_steps: int = 40
     schedule: Schedule = "wsd"
@@ -164,6 +168,19 @@ class TrainSettings:
                 f"{self.micro_batches} equal micro-batches"
             )
 
+        check_stages(
+            self.context_stages,
+            steps=self.steps,
+            batch_size=self.batch_size,
+            micro_batches=self.micro_batches,
+            seq_len=self.seq_len,
+        )
+
+    @property
+    def longest_window(self) -> int:
+        """Tokens per window in the last stage of the context."""
+        return self.context_stages[-1].seq_len if self.context_stages else self.seq_len
+
     def to_json(self) -> str:
         """One JSON object, the inverse of `from_json`."""
         return json.dumps(asdict(self), indent=1)
@@ -183,6 +200,8 @@ class TrainSettings:
             )
         for name in ("data", "sft"):
             saved[name] = tuple(saved.get(name, ()))
+        stages = saved.get("context_stages", ())
+        saved["context_stages"] = tuple(ContextStage(*stage) for stage in stages)
         return cls(**saved)
 
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from longcat.flash import FlashModel
+from longcat.flash import FlashConfig, FlashModel
 from longcat.flash.checkpoint import save_checkpoint
 from longcat.flash.tokenizer import Tokenizer
 from longcat.train.directory import SHARDED
@@ -70,6 +70,8 @@ def read_snapshot(trainer: Trainer, snapshot: Path) -> None:
         read_sharded(trainer, snapshot)
     else:
         _read_whole(trainer, snapshot)
+    config = FlashConfig.from_hf(json.loads(_read_text(snapshot / "config.json")))
+    trainer.model.set_rope(config.attention.rope_theta, config.max_position_embeddings)
     state: dict[str, Any] = json.loads(_read_text(snapshot / "trainer.json"))
     trainer.controller.step = int(state["controller"]["step"])
     trainer.controller.frozen = bool(state["controller"]["frozen"])

@@ -97,7 +97,8 @@ def _document(
     with ThreadPoolExecutor(1) as beside:  # compressors leave the interpreter free
         compressing = beside.submit(_compress, prepared)
         say("scoring all held-out text")
-        held_out = evaluate(model, tokenizer, prepared.held_out, window=prepared.settings.seq_len)
+        window = prepared.settings.longest_window
+        held_out = evaluate(model, tokenizer, prepared.held_out, window=window)
         say("drafting with the MTP head on held-out prompts")
         acceptance = measure_acceptance(
             model, held_out.ids, prompts=prompts, token_bytes=prepared.token_bytes

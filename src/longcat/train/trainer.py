@@ -29,6 +29,7 @@ from longcat.train.parallel.pieces import divide
 from longcat.train.readings import record
 from longcat.train.settings import TrainSettings
 from longcat.train.sft.packing import PackedWindows
+from longcat.train.stages import stage_at
 from longcat.train.step import (
     count_targets,
     document_start,
@@ -147,6 +148,7 @@ class Trainer:
                 then still those of the step before.
         """
         settings, tally = self.settings, self.tally
+        self._enter_stage()
         measure = self.step % settings.measure_every == 0
         cursor = self.step + self.skipped
         tally.clear()
@@ -188,6 +190,16 @@ class Trainer:
         line |= self.watch.look(line)
         line["alarms"] += self.corruption.verdict()
         return line
+
+    def _enter_stage(self) -> None:
+        """Window length and rotary base of the next step, which follow from its number."""
+        stage = stage_at(self.settings.context_stages, self.step)
+        length = self.settings.seq_len if stage is None else stage.seq_len
+        if isinstance(self.windows, Windows) and length != self.windows.seq_len:
+            self.windows = self.windows.of_length(length)
+        if stage is not None:
+            positions = max(length, self.model.config.max_position_embeddings)
+            self.model.set_rope(stage.theta, positions)
 
     def _tell_clocks(self, stop: bool) -> None:
         """Rank 0's wall time and everybody's processor time since the last step's end."""

@@ -66,7 +66,7 @@ class ShardedSaver:
             folder.mkdir(exist_ok=True)
             write_state(trainer, folder)
             self._prepared.tokenizer.save(folder)
-            text = json.dumps(self._prepared.config.to_hf(), indent=1)
+            text = json.dumps(trainer.model.config.to_hf(), indent=1)  # the rope base in force
             (folder / "config.json").write_text(text, encoding="utf-8")
         copies = {name: tensor.detach().clone() for name, tensor in _tensors(trainer).items()}
         writing = async_save(copies, checkpoint_id=folder / SHARDED, process_group=self._group)

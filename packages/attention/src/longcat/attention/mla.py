@@ -14,7 +14,7 @@ Shapes: B batch, T new tokens, S all tokens, D width, H heads, C latent, R rope.
 Source: report section 2.3.1, equations 6 and 7; names as in the released checkpoint.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -68,6 +68,11 @@ class MLA(nn.Module):
             c.kv_lora_rank, heads * (c.qk_nope_head_dim + c.v_head_dim), bias=False, **made
         )
         self.o_proj = Linear(heads * c.v_head_dim, c.hidden_size, bias=c.attention_bias, **made)
+        self.set_rope(c.rope_theta, c.max_position)
+
+    def set_rope(self, theta: float, max_position: int) -> None:
+        """Use another rotary base and longest sequence from now on; weights stay as they are."""
+        c = self.config = replace(self.config, rope_theta=theta, max_position=max_position)
         frequencies, self.rope_factor = rope_frequencies(
             c.qk_rope_head_dim, c.rope_theta, c.rope_scaling, c.max_position
         )
