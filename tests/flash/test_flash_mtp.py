@@ -45,7 +45,7 @@ def test_a_head_that_lacks_a_part_is_rejected(config, random_model, monkeypatch,
     layer = model.model.mtp.layers[0].transformer_layer
     if forgotten == "the mixture":
         mixture = layer.mlp.forward
-        monkeypatch.setattr(layer.mlp, "forward", lambda u, m: (0 * u, mixture(u, m)[1]))
+        monkeypatch.setattr(layer.mlp, "forward", lambda u, *m: (0 * u, mixture(u, *m)[1]))
     elif forgotten == "the second attention":
         monkeypatch.setattr(layer.self_attn[1], "attend", lambda state, cache: 0)
     else:  # the mixture in standard order: it reads what FFN_1 reads

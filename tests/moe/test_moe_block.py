@@ -102,8 +102,8 @@ def test_a_gate_from_the_biased_score_is_rejected(monkeypatch):
     want = by_definition(moe, u)
     route = moe.router.forward
 
-    def biased(x, mask=None):
-        routing = route(x, mask)
+    def biased(x, *more):
+        routing = route(x, *more)
         extra = moe.router.e_score_correction_bias[routing.indices]
         object.__setattr__(routing, "gates", routing.gates + 2.5 * extra)
         return routing

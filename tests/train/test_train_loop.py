@@ -154,8 +154,8 @@ def test_r_g_is_the_ratio_of_two_separate_gradients(kit):
         for sign in (1, -1):
             calls = []
 
-            def shifted(logits, bias, k, scale, e=expert, s=sign, calls=calls):
-                scores, indices, gates = original(logits, bias, k, scale)
+            def shifted(logits, bias, k, scale, chosen, e=expert, s=sign, calls=calls):
+                scores, indices, gates = original(logits, bias, k, scale, chosen)
                 calls.append(1)
                 if len(calls) == 1:  # the first layer's router
                     gates = gates + scale * s * h * (indices == e)

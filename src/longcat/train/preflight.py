@@ -193,7 +193,9 @@ def card(
             label="step",
             value=f"{settings.batch_size} windows of {settings.seq_len} = {tokens_per_step:,} "
             "tokens",
-            why=f"in {settings.micro_batches} micro-batches, AdamW at {settings.lr:.1e}",
+            why=f"in {settings.micro_batches} micro-batches, AdamW at {settings.lr:.1e}, "
+            f"{settings.schedule} schedule"
+            + ("; documents do not see each other" if settings.document_mask else ""),
         ),
         *(
             Row(
@@ -219,7 +221,8 @@ def card(
         Row(
             label="memory",
             value=f"about {gigabytes(processes * estimate_bytes(config, settings))}",
-            why="weights, gradients, Adam's moments, activations of one micro-batch",
+            why="weights, gradients, Adam's moments, activations of one micro-batch"
+            + ("" if settings.recompute == "none" else ", a layer at a time"),
         ),
         Row(
             label="saves",
