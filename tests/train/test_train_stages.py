@@ -163,6 +163,11 @@ def test_stages_that_make_no_sense_are_refused(kit, stages, words):
         kit.settings(**{**LONG, "context_stages": tuple(ContextStage(*s) for s in stages)})
 
 
+def test_packed_conversations_cannot_be_cut_anew(kit):
+    with pytest.raises(RunError, match="--context-stage does not go with --sft"):
+        kit.settings(**LONG, sft=("chats.jsonl",), init="model")
+
+
 def test_a_base_below_the_preset_s_is_refused():
     settings = TrainSettings(steps=9, context_stages=(ContextStage(3, 512, 5e3),))
     with pytest.raises(RunError, match="3:512:5000 has a theta below the preset's 10000"):

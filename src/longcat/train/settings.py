@@ -167,7 +167,11 @@ class TrainSettings:
                 f"train: a batch of {self.batch_size} windows cannot be cut into "
                 f"{self.micro_batches} equal micro-batches"
             )
-
+        if self.sft and self.context_stages:
+            raise RunError(
+                "train: --context-stage does not go with --sft, whose conversations are packed "
+                "into windows once; give the length by --seq-len"
+            )
         check_stages(
             self.context_stages,
             steps=self.steps,
