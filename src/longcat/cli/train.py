@@ -5,14 +5,12 @@ Standard output ends with one JSON object on its last line, whatever stands befo
 """
 
 import json
-from pathlib import Path
-from typing import Annotated
 
 import typer
 
+from longcat.cli import train_options as options
 from longcat.cli.lr_search import ask_search, run_search
 from longcat.cli.training import (
-    DEFAULT_STEPS,
     check_schedule,
     chosen_settings,
     find_place,
@@ -25,178 +23,46 @@ INTERRUPTED = 130
 
 
 def command(
-    more: Annotated[
-        list[str] | None, typer.Argument(metavar="PATH", help="More paths for --data or --sft.")
-    ] = None,
-    preset: Annotated[
-        str | None, typer.Option(help="The model's size: nano or bench.", show_default="nano")
-    ] = None,
-    data: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PATH",
-            help="Text: files, folders, globs, .jsonl with a field text, - for standard input.",
-            show_default="Python's standard library",
-        ),
-    ] = None,
-    init: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODEL",
-            help="Start from this checkpoint and its tokenizer; nano is the shipped one.",
-            show_default="random weights",
-        ),
-    ] = None,
-    sft: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="CHATS",
-            help="With --init: fine-tune on conversations, .jsonl in OpenAI's messages form.",
-        ),
-    ] = None,
-    template: Annotated[
-        str | None,
-        typer.Option(
-            help="With --sft: the chat format, longcat or chatml.", show_default="longcat"
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="The run's directory.", show_default="runs/PRESET")
-    ] = None,
-    steps: Annotated[
-        int | None, typer.Option(help="Optimizer steps.", show_default=f"{DEFAULT_STEPS}")
-    ] = None,
-    time_budget: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="Train this long, instead of --steps.")
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Decides weights and data order.", show_default="0")
-    ] = None,
-    save_every: Annotated[
-        int | None, typer.Option(help="Steps between snapshots.", show_default="200")
-    ] = None,
-    keep: Annotated[
-        int | None,
-        typer.Option(help="Newest snapshots to keep, beside the best one.", show_default="2"),
-    ] = None,
-    from_step: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="With --resume: go on from this kept snapshot; later ones are removed.",
-            show_default="the newest",
-        ),
-    ] = None,
-    rollback: Annotated[
-        int | None,
-        typer.Option(
-            metavar="TIMES",
-            help="After a spike, a corruption or a loss that is no number, go back so many times.",
-            show_default="0",
-        ),
-    ] = None,
-    sdc_every: Annotated[
-        int | None,
-        typer.Option(
-            metavar="STEPS",
-            help="Check for silent corruption: compute an attention twice, compare processes.",
-            show_default="0, never",
-        ),
-    ] = None,
-    verify_determinism: Annotated[
-        bool,
-        typer.Option(
-            "--verify-determinism", help="Make three steps twice first, and compare every bit."
-        ),
-    ] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Windows per step.", show_default="8")
-    ] = None,
-    micro_batches: Annotated[
-        int | None,
-        typer.Option(help="Shares of a step, one after another: less memory.", show_default="2"),
-    ] = None,
-    seq_len: Annotated[
-        int | None, typer.Option(help="Tokens per window.", show_default="256")
-    ] = None,
-    context_stage: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="STEP:SEQ_LEN:THETA",
-            help="From STEP on, longer windows and a larger rotary base; may be repeated.",
-        ),
-    ] = None,
-    document_mask: Annotated[
-        bool | None,
-        typer.Option("--document-mask", help="Documents of a window do not see each other."),
-    ] = None,
-    lr: Annotated[
-        float | None, typer.Option(help="Peak learning rate.", show_default="4e-3 x 128/width")
-    ] = None,
-    recompute: Annotated[
-        str | None,
-        typer.Option(
-            help="Less memory, the same bits: layer or layer-reentrant.", show_default="none"
-        ),
-    ] = None,
-    schedule: Annotated[
-        str | None,
-        typer.Option(help="After warm-up: wsd (plateau, decay) or cosine.", show_default="wsd"),
-    ] = None,
-    warmup_steps: Annotated[
-        int | None, typer.Option(help="Steps of rising learning rate.", show_default="40")
-    ] = None,
-    decay: Annotated[
-        float | None,
-        typer.Option(help="Share of the run, at its end, that wsd falls.", show_default="0.3"),
-    ] = None,
-    grad_clip: Annotated[
-        float | None, typer.Option(help="Largest gradient norm.", show_default="1.0")
-    ] = None,
-    freeze_bias_at: Annotated[
-        int | None,
-        typer.Option(metavar="STEP", help="Stop the bias controller here.", show_default="never"),
-    ] = None,
-    vocab_size: Annotated[
-        int | None, typer.Option(help="Entries of the tokenizer.", show_default="the preset's")
-    ] = None,
-    precision: Annotated[
-        str | None, typer.Option(help="float32, bf16 or float64.", show_default="the faster one")
-    ] = None,
-    distill_steps: Annotated[
-        int | None,
-        typer.Option(
-            help="Steps that teach the draft head the finished model's own choices.",
-            show_default="0",
-        ),
-    ] = None,
-    search_lr: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Train at N learning rates around --lr, find the best."),
-    ] = None,
-    transfer_from: Annotated[
-        Path | None,
-        typer.Option(metavar="RUN", help="A narrow run whose settings to use at --width."),
-    ] = None,
-    width: Annotated[
-        int | None, typer.Option(help="Another hidden size.", show_default="the preset's")
-    ] = None,
-    processes: Annotated[
-        str, typer.Option(metavar="N|auto", help="One-thread processes that share the work.")
-    ] = "auto",
-    expert_parallel: Annotated[
-        int, typer.Option(metavar="N", help="Split the FFN experts over groups of N processes.")
-    ] = 1,
-    fsdp: Annotated[
-        bool, typer.Option("--fsdp", help="Split all weights over the processes (fully_shard).")
-    ] = False,
-    quickstart: Annotated[
-        bool, typer.Option("--quickstart", help="Under 8 minutes from nothing to a report.")
-    ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON document on standard output, no more.")
-    ] = False,
+    more: options.More = None,
+    data: options.Data = None,
+    init: options.Init = None,
+    sft: options.Sft = None,
+    template: options.Template = None,
+    search_lr: options.SearchLr = None,
+    transfer_from: options.TransferFrom = None,
+    quickstart: options.Quickstart = False,
+    preset: options.Preset = None,
+    vocab_size: options.VocabSize = None,
+    width: options.Width = None,
+    steps: options.Steps = None,
+    time_budget: options.TimeBudget = None,
+    seed: options.Seed = None,
+    batch_size: options.BatchSize = None,
+    micro_batches: options.MicroBatches = None,
+    seq_len: options.SeqLen = None,
+    context_stage: options.ContextStage = None,
+    document_mask: options.DocumentMask = None,
+    distill_steps: options.DistillSteps = None,
+    lr: options.Lr = None,
+    recompute: options.Recompute = None,
+    schedule: options.Schedule = None,
+    warmup_steps: options.WarmupSteps = None,
+    decay: options.Decay = None,
+    grad_clip: options.GradClip = None,
+    freeze_bias_at: options.FreezeBiasAt = None,
+    precision: options.Precision = None,
+    out: options.Out = None,
+    save_every: options.SaveEvery = None,
+    keep: options.Keep = None,
+    from_step: options.FromStep = None,
+    rollback: options.Rollback = None,
+    resume: options.Resume = False,
+    sdc_every: options.SdcEvery = None,
+    verify_determinism: options.VerifyDeterminism = False,
+    processes: options.Processes = "auto",
+    expert_parallel: options.ExpertParallel = 1,
+    fsdp: options.Fsdp = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Train a small LongCat-Flash: a card first, then the run, then a report.
 
