@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from longcat.cli.benchmarks.operations import training_operations
 from longcat.cli.benchmarks.paper import figure_03, figure_04, figure_05
 from longcat.cli.benchmarks.paper.figure import Arm, Scale, figures
 from longcat.cli.benchmarks.paper.text import Text, load_text
 from longcat.cli.benchmarks.paper.training import Job, train_curve
+from longcat.flash.operations import causal_pairs, training_operations
 from longcat.train.corpus import Corpus, Document
 
 TINY = Scale(
@@ -125,7 +125,7 @@ def test_arms_of_one_seed_see_the_same_batches(text: Text) -> None:
 
 def test_operations_follow_the_experts_that_were_used(text: Text) -> None:
     config = make_job(text, Arm(name="a")).config()
-    count = partial(training_operations, config, sequences=2, seq_len=8)
+    count = partial(training_operations, config, tokens=16, pairs=causal_pairs(2, 8))
     expert = 3 * config.hidden_size * config.moe.expert_ffn_hidden_size
     assert count(ffn_slots=10) - count(ffn_slots=0) == 6 * expert * 10
     row = train_curve(make_job(text, Arm(name="a")))

@@ -12,6 +12,7 @@ import time
 import pytest
 
 from longcat.cli.main import main
+from longcat.train.metrics import TIMED_FIELDS
 
 SMALL = ["--batch-size", "2", "--seq-len", "32", "--vocab-size", "300", "--precision", "float32"]
 STRUCTURE = "def alpha(count):\n    return count + 12\n\n"
@@ -287,8 +288,7 @@ def test_a_run_killed_with_signal_9_resumes_to_the_bits_of_one_that_was_not(plac
         assert whole.read_bytes() == cut.read_bytes(), name
 
     def untimed(run):
-        timed = ("tokens_per_s", "seconds", "cpu_seconds")
         lines = (place / run / "metrics.jsonl").read_text().splitlines()
-        return [{k: v for k, v in json.loads(x).items() if k not in timed} for x in lines]
+        return [{k: v for k, v in json.loads(x).items() if k not in TIMED_FIELDS} for x in lines]
 
     assert untimed("whole") == untimed("cut")

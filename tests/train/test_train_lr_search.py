@@ -27,7 +27,7 @@ def quiet(_):
 @pytest.fixture(scope="module", autouse=True)
 def tiny(kit):
     """The tiny model and text in place of the preset and the default corpus, and no timing."""
-    speed = Probe(tokens_per_s={"float32": 1e4}, precision="float32")
+    speed = Probe(tokens_per_s={"float32": 1e4}, precision="float32", peak=1e10)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(session, "model_config", lambda settings: kit.config())
         patch.setattr(session, "read_corpus", lambda data: kit.corpus())

@@ -17,6 +17,7 @@ from longcat.cli.training import (
     interruption,
     process_count,
     short,
+    written,
 )
 
 INTERRUPTED = 130
@@ -59,6 +60,7 @@ def command(
     resume: options.Resume = False,
     sdc_every: options.SdcEvery = None,
     verify_determinism: options.VerifyDeterminism = False,
+    tensorboard: options.TensorBoard = False,
     processes: options.Processes = "auto",
     expert_parallel: options.ExpertParallel = 1,
     fsdp: options.Fsdp = False,
@@ -87,6 +89,7 @@ def command(
         train_run,
         transferred_settings,
     )
+    from longcat.train.events import require_tensorboard
     from longcat.train.stages import ContextStage
 
     given = {
@@ -132,6 +135,8 @@ def command(
         return
     layout = Layout(expert_parallel=expert_parallel, fsdp=fsdp)
     workers = process_count(processes, launch, layout, searching=search_lr is not None)
+    if tensorboard:
+        require_tensorboard()
     if search_lr is not None and (resume or quickstart):
         raise ValueError("train: --search-lr begins a search; leave out --resume and --quickstart")
     if transfer_from is not None and (resume or quickstart):
@@ -146,6 +151,8 @@ def command(
     if search_lr is not None or (resume and out is not None and is_search(out)):
         if from_step is not None:
             wanted["from_step"] = from_step  # the search says that it has no such choice
+        if tensorboard:
+            raise ValueError("train: --tensorboard is for one run; a search has many, leave it out")
         search = ask_search(out, wanted, search_lr, transfer_from, processes=workers, say=say)
         raise typer.Exit(run_search(search, console, processes=workers, say=say))
     place, resume = find_place(out, wanted, resume, quickstart, console)
@@ -168,8 +175,8 @@ def command(
         console.print(f"  {found.sentence()}", style="bad" if found.differing else "note")
         if found.differing:
             raise typer.Exit(1)
-    with Watcher(console, session) as watcher:
-        trainer, interrupted = train_run(session, watcher)
+    with Watcher(console, session) as watcher, written(session, watcher, tensorboard) as observer:
+        trainer, interrupted = train_run(session, observer)
     if interrupted:
         console.print(
             f"interrupted: saved at step {trainer.step} of {place}; go on by", soft_wrap=True

@@ -193,6 +193,9 @@ VerifyDeterminism = Annotated[
     bool,
     _check("--verify-determinism", help="Make three steps twice first, and compare every bit."),
 ]
+TensorBoard = Annotated[
+    bool, _saving("--tensorboard", help="Also write event files to DIR/tensorboard.")
+]
 
 _process = partial(typer.Option, rich_help_panel="Processes")
 Processes = Annotated[

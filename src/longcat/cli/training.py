@@ -1,6 +1,7 @@
 """What `longcat train` decides before and says after: place, settings, the last line of output."""
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from longcat.train import Layout, Session, TrainSettings
+    from longcat.train.loop import Observer
     from longcat.train.parallel.launch import Launch
     from longcat.train.summary import Summary
 
@@ -142,6 +144,17 @@ def _from_checkpoint(wanted: dict[str, Any]) -> tuple[dict[str, Any], dict[str, 
         "mtp_weight": TrainSettings.mtp_weight if config.has_mtp else 0.0,
     }
     return defaults, {**wanted, "init": str(directory.resolve())}
+
+
+def written(
+    session: "Session", watcher: "Observer", tensorboard: bool
+) -> "AbstractContextManager[Observer]":
+    """Who is told of the run's steps: the watcher, and TensorBoard's files where asked for."""
+    from longcat.train.events import TensorBoard
+
+    if not tensorboard:
+        return nullcontext(watcher)
+    return TensorBoard(session.directory.path, watcher)
 
 
 def short(summary: "Summary") -> dict[str, Any]:

@@ -66,8 +66,13 @@ def run(
     exchange: Exchange,
     observer: Observer,
     stopping: Callable[[], bool] = lambda: False,
+    peak: float | None = None,
 ) -> Trainer:
     """Train from the newest snapshot to the end or until `stopping()`; rank 0's loop.
+
+    Args:
+        peak: operations per second of one process here, as measured; told to no other, since only
+            the metrics line shows it.
 
     Returns:
         The trainer; it has ended early when its `progress` is below 1. Its state is saved.
@@ -78,6 +83,7 @@ def run(
     """
     trainer = make_trainer(prepared, exchange)
     read_snapshot(trainer, directory.restore())
+    trainer.peak = None if peak is None else peak * exchange.world
     saver = make_saver(directory, trainer, prepared, observer.saved)
     writer = MetricsWriter(directory.path, restored_step=trainer.step)
     try:

@@ -11,7 +11,8 @@ FILE_NAME = "metrics.jsonl"
 
 # Every line has these. Lists have one entry per ScMoE layer. `r_g` and `router_similarity` are null
 # on the steps between two measurements; `mtp_loss` and `mtp_acceptance` are null without an MTP
-# head; `spike_loss` and `spike_norm` while the history is short; `alarms` is mostly [].
+# head; `spike_loss` and `spike_norm` while the history is short; `alarms` is mostly
+# []; `mfu` is null where no peak was measured.
 FIELDS = (
     "step",
     "tokens",
@@ -19,6 +20,7 @@ FIELDS = (
     "bits_per_byte",
     "lr",
     "tokens_per_s",
+    "mfu",
     "ffn_experts_mean",
     "ffn_experts_std",
     "expert_load_max",
@@ -43,7 +45,7 @@ FIELDS = (
     "cpu_seconds",
 )
 # What depends on the machine's speed and not on the mathematics.
-TIMED_FIELDS = ("tokens_per_s", "memory_peak", "seconds", "cpu_seconds")
+TIMED_FIELDS = ("tokens_per_s", "mfu", "memory_peak", "seconds", "cpu_seconds")
 
 Record = dict[str, Any]
 

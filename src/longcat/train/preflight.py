@@ -1,7 +1,8 @@
 """What a run will cost and why it is set up as it is, said before it starts.
 
-The only measurement is of speed: a few optimizer steps in float32 and in bfloat16 autocast, on
-this machine, with this model. bfloat16 pays where the processor multiplies it natively.
+The only measurements are of speed: a few optimizer steps in float32 and in bfloat16 autocast, on
+this machine, with this model, and a matrix product, which shows what the steps could reach.
+bfloat16 pays where the processor multiplies it natively.
 """
 
 import math
@@ -13,6 +14,7 @@ from typing import Any
 from longcat.flash import FlashConfig, count_parameters
 from longcat.train.errors import RunError
 from longcat.train.exchange import available_cores
+from longcat.train.peak import measure_peak
 from longcat.train.prepare import Prepared
 from longcat.train.settings import Precision, TrainSettings
 from longcat.train.trainer import Trainer
@@ -33,10 +35,16 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """Measured speed: tokens per second of one process, by precision."""
+    """Measured speed of one process.
+
+    Attributes:
+        tokens_per_s: of training, by precision. precision: the one to train in.
+        peak: operations per second of a square matrix product in it.
+    """
 
     tokens_per_s: dict[Precision, float]
     precision: Precision
+    peak: float
 
 
 def choose_processes(asked: int | None, micro_batches: int) -> tuple[int, str]:
@@ -125,7 +133,8 @@ def probe(prepared: Prepared) -> Probe:
             best[name] = min(best[name], time.process_time() - started)
     tokens = small.batch_size * small.seq_len
     speeds = {name: tokens / seconds for name, seconds in best.items()}
-    return Probe(tokens_per_s=speeds, precision=max(candidates, key=lambda n: speeds[n]))
+    fastest = max(candidates, key=lambda n: speeds[n])
+    return Probe(tokens_per_s=speeds, precision=fastest, peak=measure_peak(fastest))
 
 
 def card(
@@ -189,6 +198,12 @@ def card(
             why=why_processes,
         ),
         Row(label="precision", value=speed.precision, why=precise),
+        Row(
+            label="peak",
+            value=f"{processes * speed.peak / 1e9:,.0f} G operations/s",
+            why="of all processes, from a square product in this precision; MFU is the share of it "
+            "that training turns into model operations",
+        ),
         Row(
             label="step",
             value=f"{settings.batch_size} windows of {settings.seq_len} = {tokens_per_step:,} "

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from longcat.flash.operations import training_operations
 from longcat.optim import GradientReading
 from longcat.router import router_gradient_ratio, router_similarity
 from longcat.train.metrics import Record
@@ -20,13 +21,20 @@ if TYPE_CHECKING:
 
 
 def record(
-    trainer: "Trainer", reading: GradientReading, *, lr: float, took: float, measured: bool
+    trainer: "Trainer",
+    reading: GradientReading,
+    *,
+    lr: float,
+    took: float,
+    measured: bool,
+    pairs: float,
 ) -> Record:
     """The metrics line of the step that was just made.
 
     Args:
         reading: the gradient's norm and scale. lr: learning rate used. took: seconds of wall time.
         measured: whether R_g and the draft head's agreement were measured on this step.
+        pairs: of tokens that attend to each other, in one head of one attention.
     """
     tally, settings = trainer.tally, trainer.settings
     tokens, router = tally["tokens"], trainer.config.router
@@ -42,6 +50,7 @@ def record(
         "bits_per_byte": tally["nll"] / math.log(2) / max(1.0, tally["bytes"]),
         "lr": lr,
         "tokens_per_s": tokens / took if took > 0 else None,
+        "mfu": _mfu(trainer, took, pairs),
         "ffn_experts_mean": mean.tolist(),
         "ffn_experts_std": variance.sqrt().tolist(),
         "expert_load_max": (load.amax(dim=1) / load.mean(dim=1).clamp(min=1e-9)).tolist(),
@@ -64,6 +73,23 @@ def record(
         "seconds": trainer.seconds,
         "cpu_seconds": trainer.cpu_seconds,
     }
+
+
+def _mfu(trainer: "Trainer", took: float, pairs: float) -> float | None:
+    """The step's model operations over what was possible in its time; None where that is unknown.
+
+    The FFN experts are those that this step's tokens used.
+    """
+    if trainer.peak is None or took <= 0:
+        return None
+    operations = training_operations(
+        trainer.config,
+        tokens=trainer.tally["tokens"],
+        pairs=pairs,
+        ffn_slots=float(trainer.tally.ffn.sum()),
+        draft_head=bool(trainer.settings.mtp_weight),
+    )
+    return operations / took / trainer.peak
 
 
 def _load(load: Tensor) -> list[list[float]]:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from longcat.train.peak import percent
 from longcat.train.summary import Summary
 
 
@@ -40,6 +41,8 @@ def figures(summary: Summary) -> list[tuple[str, str]]:
     if summary["memory_peak"]:
         shown = f"{summary['memory_peak'] / 1e9:.2f} GB"
         rows.append(("memory at most, all processes", shown))
+    if summary["mfu"] is not None:
+        rows.append(("MFU, of the measured peak (median step)", percent(summary["mfu"])))
     alarms = ", ".join(f"{a['kind']} {a['count']}x" for a in summary["alarms"])
     rows.append(("alarms", alarms or "none"))
     parameters = summary["parameters"]

@@ -60,6 +60,7 @@ class Session:
     card: list[Row]
     layout: Layout = WHOLE
     resumed_from: int | None = None
+    peak: float | None = None  # operations per second of one process
 
 
 def open_run(
@@ -102,6 +103,7 @@ def open_run(
         processes=count,
         card=card(prepared, speed, count, f"{why}; {layout.describe(count)}", str(out)),
         layout=layout,
+        peak=speed.peak,
     )
 
 
@@ -171,6 +173,7 @@ def resume_run(
         card=rows,
         layout=layout,
         resumed_from=step,
+        peak=speed.peak,
     )
 
 
@@ -188,7 +191,14 @@ def train_run(session: Session, observer: Observer) -> tuple[Trainer, bool]:
     )
     # torchrun passes a terminal's Ctrl-C on, so that it comes twice.
     with interruptible(patient=launch is not None) as stopping, others:
-        trainer = run(session.directory, session.prepared, others.exchange, observer, stopping)
+        trainer = run(
+            session.directory,
+            session.prepared,
+            others.exchange,
+            observer,
+            stopping,
+            session.peak,
+        )
     return trainer, trainer.progress < 1
 
 

@@ -18,6 +18,7 @@ from longcat.train.directory import RunDirectory, write_text
 from longcat.train.evaluate import HeldOut, compressed_bits_per_byte, evaluate
 from longcat.train.metrics import read_metrics
 from longcat.train.origin import initial_model
+from longcat.train.peak import usual
 from longcat.train.prepare import Prepared
 from longcat.train.sft.prepare import held_out_chats
 from longcat.train.sft.score import answer, score_chats
@@ -73,6 +74,7 @@ def _document(
         **training,
         "loss": last.get("loss"),
         "memory_peak": last.get("memory_peak"),
+        "mfu": usual(records),
         "parameters": {
             "total": counts.total_parameters,
             "activated_min": counts.activated_min,

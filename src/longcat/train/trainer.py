@@ -26,6 +26,7 @@ from longcat.train.errors import DivergedError, RunError
 from longcat.train.exchange import Exchange
 from longcat.train.metrics import Record
 from longcat.train.parallel.pieces import divide
+from longcat.train.peak import attention_pairs
 from longcat.train.readings import record
 from longcat.train.settings import TrainSettings
 from longcat.train.sft.packing import PackedWindows
@@ -58,6 +59,8 @@ class Trainer:
         skipped: batches passed over, after a rollback that took other data.
         watch: what looks at every step, and what it remembers.
         corruption: the check at an interval.
+        peak: operations per second that all processes could make (`longcat.train.peak`); told by
+            who watches the run, None elsewhere. No part of the state.
     """
 
     def __init__(
@@ -102,6 +105,7 @@ class Trainer:
         self.seconds = 0.0
         self.cpu_seconds = 0.0
         self.stop_asked = False
+        self.peak: float | None = None
         self._token_bytes = token_bytes
         self.tally = Tally(config, settings.balance_groups)
         self._clock = (time.perf_counter(), time.process_time())
@@ -186,7 +190,9 @@ class Trainer:
         self.seconds += took
         self.cpu_seconds += tally["cpu_seconds"]
         self.stop_asked = tally["stop"] > 0
-        line = record(self, reading, lr=lr, took=took, measured=measure)
+        line = record(
+            self, reading, lr=lr, took=took, measured=measure, pairs=attention_pairs(whole)
+        )
         line |= self.watch.look(line)
         line["alarms"] += self.corruption.verdict()
         return line

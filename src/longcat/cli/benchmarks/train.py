@@ -6,7 +6,7 @@ one every step. transformers runs at its best: fused attention (sdpa), no cache,
 whichever of its two ways is faster: autocast over float32 weights, or everything in bfloat16. It
 has no MTP head, so neither model has one here.
 
-What a step is worth is counted in model operations (`operations.training_operations`).
+What a step is worth is counted in model operations (`longcat.flash.operations`).
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from longcat.cli.benchmarks.operations import training_operations
 from longcat.flash import FlashConfig, FlashModel
+from longcat.flash.operations import causal_pairs, training_operations
 from longcat.flash.recompute import Recompute
-from longcat.kernels import onednn
 from longcat.optim import adamw
+from longcat.train.peak import square_products
 
 BATCH, TOKENS = 8, 256
 SIZE = 2048  # of the square products that show the peak
@@ -179,19 +179,17 @@ def model_operations(config: FlashConfig, model: nn.Module) -> float:
     with torch.no_grad():
         counts = model(ids[:, :-1]).counts
     chosen = float(counts[:, : config.router.n_routed_experts].sum())
-    return training_operations(config, sequences=BATCH, seq_len=TOKENS, ffn_slots=chosen)
+    return training_operations(
+        config,
+        tokens=BATCH * TOKENS,
+        pairs=causal_pairs(BATCH, TOKENS),
+        ffn_slots=chosen,
+    )
 
 
 def products(precision: str) -> dict[str, Callable[[], object]]:
     """The square products whose speed is the peak: torch's own and, in float32, oneDNN's."""
-    generator = torch.Generator().manual_seed(0)
-    left, right = (
-        torch.randn(SIZE, SIZE, generator=generator).to(PRECISIONS[precision]) for _ in range(2)
-    )
-    made: dict[str, Callable[[], object]] = {"torch": lambda: left @ right.mT}
-    if precision == "float32" and onednn.available():
-        made["oneDNN"] = lambda: onednn.times_transposed(left, right)
-    return made
+    return square_products(PRECISIONS[precision], SIZE)
 
 
 def _transformers() -> Any:

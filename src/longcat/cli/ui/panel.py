@@ -23,6 +23,7 @@ from longcat.cli.ui.shade import Shade
 from longcat.flash import FlashConfig
 from longcat.train.charts import smoothed
 from longcat.train.metrics import Record, read_metrics
+from longcat.train.peak import percent, usual
 from longcat.train.preflight import Row
 from longcat.train.report_words import figures, next_steps
 
@@ -129,6 +130,7 @@ class Watcher:
             f"heaviest {_listed(record['expert_load_max'])}",
             f"R_g {_listed(self._measured.get('r_g') or [], 3)}",
             f"{self._speed():,.0f} tokens/s",
+            f"MFU {percent(usual(self._history[-50:]))}",
             f"{_clock(self._left)} left",
         ]
         return " | ".join(parts)
@@ -200,6 +202,7 @@ class Watcher:
             ("heaviest", _listed(last["expert_load_max"])),
             ("R_g", _listed(self._measured.get("r_g") or [], 3)),
             ("tokens/s", f"{self._speed():,.0f}"),
+            ("MFU", percent(usual(self._history[-50:]))),
             ("saved", f"{self._saved:,}"),
             ("left", _clock(self._left)),
         ]

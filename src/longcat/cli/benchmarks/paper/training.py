@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from longcat.cli.benchmarks.operations import training_operations
 from longcat.cli.benchmarks.paper.figure import Arm, Row, Scale
 from longcat.cli.benchmarks.paper.text import Text
 from longcat.flash import FlashConfig
+from longcat.flash.operations import causal_pairs, training_operations
 from longcat.train.errors import RunError
 from longcat.train.evaluate import HeldOut, evaluate
 from longcat.train.settings import TrainSettings
@@ -158,8 +158,8 @@ def _operations(trainer: Trainer, ffn_mean: list[float]) -> float:
     tokens = settings.batch_size * settings.seq_len
     return training_operations(
         trainer.config,
-        sequences=settings.batch_size,
-        seq_len=settings.seq_len,
+        tokens=tokens,
+        pairs=causal_pairs(settings.batch_size, settings.seq_len),
         ffn_slots=sum(ffn_mean) * tokens,
     )
 
