@@ -30,6 +30,12 @@ def test_resuming_after_growth_changes_no_bit_of_anything():
     assert {row[column] for column in COLUMNS} == {EQUAL}
 
 
+@pytest.mark.parametrize("kind", ["recompute layer", "recompute layer-reentrant"])
+def test_recomputing_activations_changes_no_bit_of_anything(kind):
+    row = row_of(next(c for c in cases() if c.name == kind))
+    assert {row[column] for column in COLUMNS} == {EQUAL}
+
+
 def test_accumulation_moves_the_last_bits_and_no_choice():
     row = row_of(case("accumulation"))
     assert row["counts"] == row["bias"] == row["data cursor"] == EQUAL

@@ -24,7 +24,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -89,6 +89,7 @@ def cases(*, processes: tuple[int, ...] = (2, 4)) -> list[Case]:
             measure=lambda: (alone(replace(no_balance, micro_batches=1)), alone(no_balance)),
             bits=False,
         ),
+        *(_recomputed(kind) for kind in ("layer", "layer-reentrant")),
         Case(name="growth, then resume", against="growth, in one go", measure=grown, bits=True),
     ]
     layouts = [
@@ -104,6 +105,12 @@ def cases(*, processes: tuple[int, ...] = (2, 4)) -> list[Case]:
         if world in (1, *processes):
             rows.append(_divided(name, world, layout))
     return rows
+
+
+def _recomputed(kind: Literal["layer", "layer-reentrant"]) -> Case:
+    """The layers' activations made again in the backward pass, against kept."""
+    settings = replace(SETTINGS, recompute=kind)
+    return Case(name=f"recompute {kind}", measure=lambda: (alone(), alone(settings)), bits=True)
 
 
 def _divided(name: str, world: int, layout: Layout) -> Case:
