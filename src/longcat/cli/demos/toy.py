@@ -86,6 +86,7 @@ def tiny_trainer(width: int = WIDTH, layers: int = 1, /, **changes: Any) -> Trai
         "mtp_weight": 0.0,
         "mu_steps": 60,
         "measure_every": 5,
+        "hold_balance": False,  # a walkthrough shows what a weight does; nobody may lower it
         "precision": "float32",
     }
     made = TrainSettings(**{**settings, **changes})
