@@ -64,6 +64,22 @@ class Batch:
         return self.next_ids if self.learned is None else np.where(self.learned, self.next_ids, bos)
 
 
+def numbers_of(batch_size: int, step: int, part: int, parts: int) -> range:
+    """Global numbers of the windows in the part-th of `parts` equal shares of a step's batch.
+
+    Raises:
+        ValueError: when `parts` does not divide the batch size.
+    """
+    if batch_size % parts or not 0 <= part < parts:
+        raise ValueError(
+            f"batches: a batch of {batch_size} windows cannot be cut into part {part} "
+            f"of {parts}; the number of parts must divide the batch size"
+        )
+    share = batch_size // parts
+    first = step * batch_size + part * share
+    return range(first, first + share)
+
+
 class Windows:
     """The training text as batches of windows.
 
@@ -105,14 +121,8 @@ class Windows:
         Raises:
             ValueError: when `parts` does not divide the batch size.
         """
-        if self.batch_size % parts or not 0 <= part < parts:
-            raise ValueError(
-                f"batches: a batch of {self.batch_size} windows cannot be cut into part {part} "
-                f"of {parts}; the number of parts must divide the batch size"
-            )
-        share = self.batch_size // parts
-        first = step * self.batch_size + part * share
-        starts = np.array([self.start(first + j) for j in range(share)])
+        numbers = numbers_of(self.batch_size, step, part, parts)
+        starts = np.array([self.start(number) for number in numbers])
         offsets = np.arange(self.seq_len + LOOKAHEAD)
         window = np.asarray(self.tokens[starts[:, None] + offsets], dtype=np.int64)
         batch = Batch(

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from longcat.train.batches import Batch, epoch_order
+from longcat.train.batches import Batch, epoch_order, numbers_of
 from longcat.train.errors import DataError
 
 IDS, LEARNED, CHAT = range(3)  # the rows of a window
@@ -139,14 +139,8 @@ class PackedWindows:
         Raises:
             ValueError: when `parts` does not divide the batch size.
         """
-        if self.batch_size % parts or not 0 <= part < parts:
-            raise ValueError(
-                f"batches: a batch of {self.batch_size} windows cannot be cut into part {part} "
-                f"of {parts}; the number of parts must divide the batch size"
-            )
-        share = self.batch_size // parts
-        first = step * self.batch_size + part * share
-        chosen = [self.place(first + j) for j in range(share)]
+        numbers = numbers_of(self.batch_size, step, part, parts)
+        chosen = [self.place(number) for number in numbers]
         return as_batch(self.windows[chosen], self.bos)
 
     def place(self, number: int) -> int:
