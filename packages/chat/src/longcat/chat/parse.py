@@ -3,7 +3,7 @@
 import json
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from longcat.chat.messages import Message, Role
 from longcat.chat.render import render
@@ -47,19 +47,39 @@ def _split_calls(whole: str, form: Template) -> tuple[str, tuple[Call, ...]]:
     calls = []
     for number, piece in enumerate(pieces, start=1):
         body, closed, rest = piece.partition(closing)
-        try:
-            call = json.loads(body)
-        except json.JSONDecodeError:
+        call = parse_call(body) if closed else None
+        if call is None or rest != (form.joint if number < len(pieces) else ""):
             return whole, ()
-        in_form = isinstance(call, dict) and set(call) == {"name", "arguments"}
-        if not in_form or not isinstance(call["name"], str):
-            return whole, ()
-        if not isinstance(call["arguments"], dict) or not closed:
-            return whole, ()
-        if rest != (form.joint if number < len(pieces) else ""):
-            return whole, ()
-        calls.append(Call(name=call["name"], arguments=call["arguments"]))
+        calls.append(call)
     return text.removesuffix(form.joint) if calls else whole, tuple(calls)
+
+
+def parse_call(body: str) -> Call | None:
+    """The call between its tags, or None where it is not in form: nothing is guessed.
+
+    In form is a JSON object of exactly a name and an object of arguments. No key may stand twice,
+    and numbers must be numbers (Python alone reads NaN).
+    """
+    try:
+        call = json.loads(body, object_pairs_hook=_object, parse_constant=_no_number)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(call, dict) or set(call) != {"name", "arguments"}:
+        return None
+    if not isinstance(call["name"], str) or not isinstance(call["arguments"], dict):
+        return None
+    return Call(name=call["name"], arguments=call["arguments"])
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key stands twice")
+    return found
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
 
 
 def parse(text: str, template: str = "longcat") -> list[Message]:
