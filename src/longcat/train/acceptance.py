@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from longcat.flash import FlashModel
 from longcat.flash.tokenizer import Tokenizer
-from longcat.serve.sampling import SamplingParams
-from longcat.serve.speculation import Token, decode
+from longcat.serve import SamplingParams, Token, decode
 
 GRAM = 5
 _TWO_SIDED_95 = 1.96  # of a normal distribution: there are dozens of prompts

@@ -9,17 +9,30 @@ The model is anything that satisfies `Model`. Definitions in numpy: `longcat.ser
 """
 
 from longcat.serve.batch import decode_batch, pad_left
-from longcat.serve.protocol import Cache, Model
-from longcat.serve.sampling import SamplingParams, probabilities
-from longcat.serve.speculation import DecodeStats, Decoding, Token, decode
+from longcat.serve.config import EngineConfig, EngineStats
+from longcat.serve.constraint import Constraint, ConstraintFactory, ConstraintSpec
+from longcat.serve.params import SamplingParams
+from longcat.serve.protocol import Cache, Model, Tokenizer
+from longcat.serve.request import Delta, PromptToken, Request, Token
+from longcat.serve.sampling import probabilities
+from longcat.serve.speculation import DecodeStats, Decoding, decode
 
 __all__ = [
     "Cache",
+    "Constraint",
+    "ConstraintFactory",
+    "ConstraintSpec",
     "DecodeStats",
     "Decoding",
+    "Delta",
+    "EngineConfig",
+    "EngineStats",
     "Model",
+    "PromptToken",
+    "Request",
     "SamplingParams",
     "Token",
+    "Tokenizer",
     "decode",
     "decode_batch",
     "pad_left",

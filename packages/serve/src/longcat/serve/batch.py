@@ -11,8 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from longcat.serve.params import SamplingParams
 from longcat.serve.protocol import Model
-from longcat.serve.sampling import SamplingParams, choose, fresh_seed
+from longcat.serve.sampling import choose, fresh_seed
 from longcat.serve.speculation import check_prompt
 
 

@@ -1,4 +1,4 @@
-"""What a model must offer to be decoded: two short protocols, and nothing about weights.
+"""What a model and a tokenizer must offer to be decoded: protocols, and nothing about weights.
 
 Shape legend: B sequences, T tokens fed in one call, D model width, V vocabulary.
 
@@ -6,6 +6,7 @@ Shape legend: B sequences, T tokens fed in one call, D model width, V vocabulary
 `Model` structurally (no inheritance needed) decodes with everything in this package.
 """
 
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -72,4 +73,23 @@ class Model(Protocol):
         Column t pairs the token ids[:, t] with the hidden state of the position *before* it.
         ids arrive on the host, as in `target`.
         """
+        ...
+
+
+class Tokenizer(Protocol):
+    """Text to token ids and back; `longcat.flash.tokenizer.Tokenizer` is one."""
+
+    @property
+    def eos_id(self) -> int: ...
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, without any added token."""
+        ...
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of token ids; bytes that are no UTF-8 become U+FFFD."""
+        ...
+
+    def token_bytes(self) -> list[bytes]:
+        """The bytes of every id [V]; control tokens stand for none."""
         ...

@@ -3,65 +3,14 @@
 Shape legend: R rows (positions or sequences), V vocabulary.
 """
 
-import math
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from longcat.serve.params import SamplingParams
 from longcat.serve.reference import gumbel_noise
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplingParams:
-    """How a sequence is continued.
-
-    temperature  0 is greedy (the default); larger is more random
-    top_k        keep the k most probable tokens; 0 keeps all
-    top_p        keep the most probable tokens that together reach this mass; 1 keeps all
-    min_p        keep tokens with at least this fraction of the largest probability; 0 keeps all
-    seed         0 .. 2**64-1 gives the same text every time; None draws a fresh one
-    max_tokens   most tokens to generate
-    ignore_eos   go on after the end-of-sequence token
-
-    Raises ValueError for a value outside its range.
-    """
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    seed: int | None = None
-    max_tokens: int = 128
-    ignore_eos: bool = False
-
-    def __post_init__(self) -> None:
-        _require(
-            math.isfinite(self.temperature) and self.temperature >= 0,
-            "temperature must be 0 (greedy) or a positive number",
-            self.temperature,
-        )
-        _require(self.top_k >= 0, "top_k must be 0 (off) or a positive count", self.top_k)
-        _require(0 < self.top_p <= 1, "top_p must be in (0, 1], 1 being off", self.top_p)
-        _require(0 <= self.min_p <= 1, "min_p must be in [0, 1], 0 being off", self.min_p)
-        _require(self.max_tokens >= 1, "max_tokens must be at least 1", self.max_tokens)
-        _require(
-            self.seed is None or 0 <= self.seed < 2**64,
-            "seed must be in 0 .. 2**64-1, or None for a fresh one",
-            self.seed,
-        )
-
-    @property
-    def greedy(self) -> bool:
-        """Whether every token is the most probable one, so that no noise is needed."""
-        return self.temperature == 0.0
-
-
-def _require(holds: bool, expectation: str, came: object) -> None:
-    if not holds:
-        raise ValueError(f"SamplingParams: {expectation}; got {came}")
 
 
 def fresh_seed() -> int:

@@ -25,22 +25,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from longcat.serve.params import SamplingParams
 from longcat.serve.protocol import Model
-from longcat.serve.sampling import SamplingParams, choose, fresh_seed
-
-
-@dataclass(frozen=True, kw_only=True)
-class Token:
-    """One generated token, and what became of the head's guess for its place.
-
-    drafted  the head had guessed this token
-    refused  the head had guessed another one, and this is the target's instead
-    Neither, where there was no guess: the first token, and the free one after accepted drafts.
-    """
-
-    id: int
-    drafted: bool = False
-    refused: bool = False
+from longcat.serve.request import Token
+from longcat.serve.sampling import choose, fresh_seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,6 +201,10 @@ def decode(
         raise ValueError(
             f"decode: num_drafts must be at least 1, got {num_drafts}; "
             "pass speculative=False to decode without drafts"
+        )
+    if params.beyond_decode:
+        raise ValueError(
+            f"decode: {', '.join(params.beyond_decode)} is honoured by longcat.serve.Engine only"
         )
     check_prompt(model, prompt_ids, params.max_tokens)
     if speculative and not model.has_draft_head:

@@ -13,8 +13,7 @@ from longcat.cli.benchmarks import timing
 from longcat.cli.benchmarks.paper.figure import Row
 from longcat.flash import FlashModel
 from longcat.router import BiasController
-from longcat.serve.sampling import SamplingParams
-from longcat.serve.speculation import decode
+from longcat.serve import SamplingParams, decode
 from longcat.train.distill import DistillRecord, DistillSettings, distill_mtp
 
 CONTEXT, ROUNDS, TEXTS = 96, 15, 4  # cached tokens, turns and prompts of the timings

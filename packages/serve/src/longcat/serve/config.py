@@ -1,0 +1,83 @@
+"""How much the engine may hold and do at once, and what it counts."""
+
+from dataclasses import dataclass
+
+MAX_DRAFTS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """Sizes and policies of an engine.
+
+    page_size           tokens per page of the latent cache
+    num_pages           pages; page_size * num_pages tokens can be held at once
+    max_running         sequences that are computed together
+    token_budget        most tokens fed in one pass: one for each running sequence and its
+                        drafts, the rest for prompts, which are cut into chunks to fit
+    prefix_cache        keep the full pages of finished sequences for prompts that begin alike
+    num_drafts          drafts per step, 0 .. 3; None chooses from what is measured
+    steps_per_schedule  passes launched per schedule; more than one costs a look at the results
+                        only every so many tokens
+
+    Raises ValueError for a value outside its range.
+    """
+
+    page_size: int = 16
+    num_pages: int = 4096
+    max_running: int = 32
+    token_budget: int = 512
+    prefix_cache: bool = True
+    num_drafts: int | None = None
+    steps_per_schedule: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("page_size", "num_pages", "max_running", "token_budget", "steps_per_schedule"):
+            value = getattr(self, name)
+            if value < 1:
+                raise ValueError(f"EngineConfig: {name} must be at least 1; got {value}")
+        if self.num_drafts is not None and not 0 <= self.num_drafts <= MAX_DRAFTS:
+            raise ValueError(
+                f"EngineConfig: num_drafts must be in 0 .. {MAX_DRAFTS}, or None to choose it "
+                f"while running; got {self.num_drafts}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineStats:
+    """A moment's picture of an engine; counters run from its start.
+
+    running, waiting       sequences being computed, and queued
+    pages_*                pages that are free, kept for their prefix, in use, and altogether
+    steps                  passes of the target
+    prompt_tokens, tokens  fed prompt tokens (cached ones excluded), and generated tokens
+    drafts                 drafts per step in use now
+    drafted_at             [MAX_DRAFTS] drafts of each depth that were judged
+    accepted_at            [MAX_DRAFTS] of these, accepted
+    preemptions            sequences whose pages were taken back; they are computed again later
+    prefix_queries         prompt tokens looked up in the prefix cache
+    prefix_hits            of these, found
+    finished               sequences that ended, aborted ones included
+    """
+
+    running: int
+    waiting: int
+    pages_free: int
+    pages_cached: int
+    pages_used: int
+    pages_total: int
+    steps: int
+    prompt_tokens: int
+    tokens: int
+    drafts: int
+    drafted_at: tuple[int, ...]
+    accepted_at: tuple[int, ...]
+    preemptions: int
+    prefix_queries: int
+    prefix_hits: int
+    finished: int
+
+    @property
+    def acceptance(self) -> float:
+        """Accepted / judged drafts; 0 when none was."""
+        drafted = sum(self.drafted_at)
+        return sum(self.accepted_at) / drafted if drafted else 0.0

@@ -1,0 +1,69 @@
+"""What may be asked of the engine: contradictions are refused by the name of the field."""
+
+import pickle
+
+import pytest
+
+from longcat.serve import ConstraintSpec, EngineConfig, Request, SamplingParams, decode
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("presence_penalty", 2.5),
+        ("frequency_penalty", -3.0),
+        ("repetition_penalty", 0.0),
+        ("logit_bias", {-1: 1.0}),
+        ("logit_bias", {1: float("nan")}),
+        ("logprobs", -1),
+        ("prompt_logprobs", -1),
+        ("stop", ("",)),
+        ("stop_token_ids", (-3,)),
+        ("min_tokens", 129),
+        ("acceptance", "typical"),
+    ],
+)
+def test_a_field_outside_its_range_is_named(field, value):
+    with pytest.raises(ValueError, match=field):
+        SamplingParams(**{field: value})
+
+
+def test_a_constraint_is_exactly_one_thing():
+    with pytest.raises(ValueError, match="exactly one"):
+        ConstraintSpec()
+    with pytest.raises(ValueError, match="got regex, json_object"):
+        ConstraintSpec(regex="a+", json_object=True)
+    with pytest.raises(ValueError, match="choice must not be empty"):
+        ConstraintSpec(choice=("yes", ""))
+
+
+def test_a_request_needs_a_prompt_and_a_name():
+    params = SamplingParams()
+    with pytest.raises(ValueError, match="prompt_ids"):
+        Request(request_id="a", prompt_ids=(), params=params)
+    with pytest.raises(ValueError, match="request_id"):
+        Request(request_id="", prompt_ids=(1,), params=params)
+    with pytest.raises(ValueError, match="choice"):
+        Request(request_id="a", prompt_ids=(1,), params=params, choice=-1)
+
+
+def test_a_request_travels_between_processes():
+    params = SamplingParams(logit_bias={3: 1.0}, constraint=ConstraintSpec(choice=("yes", "no")))
+    request = Request(request_id="a", prompt_ids=(1, 2), params=params)
+    assert pickle.loads(pickle.dumps(request)) == request
+
+
+@pytest.mark.parametrize("field", ["page_size", "num_pages", "max_running", "token_budget"])
+def test_an_engine_has_room_for_something(field):
+    with pytest.raises(ValueError, match=field):
+        EngineConfig(**{field: 0})
+
+
+def test_an_engine_drafts_at_most_three_tokens():
+    with pytest.raises(ValueError, match="num_drafts"):
+        EngineConfig(num_drafts=4)
+
+
+def test_decode_refuses_what_only_the_engine_honours(markov):
+    with pytest.raises(ValueError, match=r"stop, min_tokens .*Engine"):
+        decode(markov(), [1], SamplingParams(stop=("x",), min_tokens=1))
