@@ -29,7 +29,7 @@ DEV := $(VENV)/.stamp-dev
 
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 8
 
-.PHONY: help setup quickstart nano test test-slow test-isolated lint fmt demo docs bench bench-gpu clean
+.PHONY: help setup quickstart nano test test-slow test-isolated lint fmt demo docs codegen bench bench-gpu clean
 
 help:  ## print this list
 	@[ -t 1 ] && [ -z "$${NO_COLOR:-}" ] && on=$$'\e[36m' off=$$'\e[0m' || on= off=; awk -v on="$$on" -v off="$$off" \
@@ -69,6 +69,10 @@ demo: $(RUN)  ## play every walkthrough; fails when a claim fails
 
 docs: $(DEV)  ## build the site into site/, executing every tutorial; works offline
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet && echo "built: site/index.html"
+
+codegen: $(DEV)  ## compile every Triton kernel for sm_90a (no GPU needed) and write the table of generated code
+	@env -u TRITON_INTERPRET TRITON_CACHE_DIR=$$(mktemp -d) $(BIN)/python -m longcat.kernels.proof.codegen \
+	  --write packages/kernels/src/longcat/kernels/proof/generated_code.md
 
 bench: $(DEV)  ## measure the kernels and a training step on the CPU, the step against transformers
 	@$(BIN)/longcat bench kernels

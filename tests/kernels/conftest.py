@@ -82,7 +82,31 @@ def interpreter_trouble() -> str | None:
 
 @pytest.fixture
 def interpreter() -> None:
-    """Skip, with the reason, where Triton's interpreter cannot run."""
+    """Triton's interpreter, repaired; skip, with the reason, where it cannot run."""
     trouble = interpreter_trouble()
     if trouble:
         pytest.skip(trouble)
+    from longcat.kernels.proof.interpreter import repair
+
+    repair()
+
+
+@pytest.fixture
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that a kernel must fill holds NaN, so that an element it forgets is seen."""
+    for owner, name in (
+        (torch, "empty"),
+        (torch, "empty_like"),
+        (Tensor, "new_empty"),
+    ):
+        monkeypatch.setattr(owner, name, _filled_with_nan(getattr(owner, name)))
+
+
+def _filled_with_nan(allocate: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def poison(*arguments: Any, **named: Any) -> Tensor:
+        tensor = allocate(*arguments, **named)
+        if tensor.dtype.itemsize == 1:  # FP8 has no fill
+            return tensor.view(torch.uint8).fill_(0x7F).view(tensor.dtype)
+        return tensor.fill_(torch.nan) if tensor.is_floating_point() else tensor.fill_(-(2**31))
+
+    return poison

@@ -114,6 +114,10 @@ def choose(op: str, *tensors: Tensor | None, has_kernel: bool = False) -> Form:
                 f"{op}: the triton backend needs CUDA tensors, got CPU ones; move them to the GPU, "
                 "use the 'torch' backend, or set TRITON_INTERPRET=1 before Python starts"
             )
+        if on_cpu:
+            from longcat.kernels.proof import interpreter
+
+            interpreter.repair()  # the stock one is silently wrong in bfloat16
         return "triton"
     # float64 on a GPU is for checking, and eager is what the checks are written against.
     fast = all(tensor.is_cuda and tensor.dtype != torch.float64 for tensor in present)

@@ -10,6 +10,7 @@ in a fixed order, so there are no atomics and every run gives the same bits.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from longcat.kernels.triton_cast import cast
+from longcat.kernels.proof.configuration import Configuration
 
 
 @triton.jit
@@ -40,9 +41,9 @@ def _forward(
     wide = x.to(ACC)
     inverse = 1.0 / tl.sqrt(tl.sum(wide * wide, axis=0) / width + eps)
     # Rounded to x's dtype before the weight multiplies, as the released model does.
-    normed = cast(wide * inverse, x.dtype).to(ACC)
+    normed = (wide * inverse).to(x.dtype).to(ACC)
     weight = tl.load(weight_ptr + columns, mask=inside, other=0.0).to(ACC)
-    y = cast(normed * weight, y_ptr.dtype.element_ty)
+    y = (normed * weight).to(y_ptr.dtype.element_ty)
     tl.store(y_ptr + row * width + columns, y, mask=inside)
     tl.store(inverse_ptr + row, inverse)
 
@@ -80,9 +81,9 @@ def _backward(
         through = grad * weight
         mean = tl.sum(through * normed, axis=0) / width
         grad_x = inverse * (through - normed * mean)
-        grad_x = cast(grad_x, grad_x_ptr.dtype.element_ty)
+        grad_x = grad_x.to(grad_x_ptr.dtype.element_ty)
         tl.store(grad_x_ptr + row * width + columns, grad_x, mask=here)
-        grad_weight += grad * cast(normed, x.dtype).to(ACC)
+        grad_weight += grad * normed.to(x.dtype).to(ACC)
     tl.store(grad_weight_ptr + program * width + columns, grad_weight, mask=inside)
 
 
@@ -154,3 +155,22 @@ def _launch(width: int, x: Tensor) -> dict[str, Any]:
         "ACC": tl.float64 if x.dtype == torch.float64 else tl.float32,
         "num_warps": min(max(block // 256, 1), 16),
     }
+
+
+def configurations() -> Iterator[Configuration]:
+    """Forward and backward at the model's width and the latents'."""
+    for width in (6144, 1536, 512):
+        block = triton.next_power_of_2(width)
+        for kernel in (_forward, _backward):
+            yield Configuration(
+                kernel=kernel,
+                name=f"rmsnorm {kernel.__name__.strip('_')} {width}",
+                types={
+                    "eps": "fp32", "inverse_ptr": "*fp32", "grad_weight_ptr": "*fp32",
+                },
+                constants={"BLOCK": block, "ACC": tl.float32},
+                divisible=("x_stride", "grad_stride", "width"),
+                warps=min(max(block // 256, 1), 16),
+                needs=("LDG.E.128",),
+                ptx=("cvt.rn.bf16",),
+            )  # fmt: skip

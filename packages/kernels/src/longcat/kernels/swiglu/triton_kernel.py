@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from longcat.kernels.triton_cast import cast
+from longcat.kernels.proof.configuration import Configuration
 
 BLOCK = 1024
 
@@ -28,7 +29,7 @@ def _forward(
     gate = tl.load(gate_ptr + row * gate_stride + columns, mask=inside, other=0.0).to(ACC)
     up = tl.load(up_ptr + row * up_stride + columns, mask=inside, other=0.0).to(ACC)
     out = gate * tl.sigmoid(gate) * up
-    tl.store(out_ptr + row * width + columns, cast(out, out_ptr.dtype.element_ty), mask=inside)
+    tl.store(out_ptr + row * width + columns, out.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -56,8 +57,8 @@ def _backward(
     silu = gate * sigmoid
     grad_gate = grad * up * (sigmoid + silu * (1.0 - sigmoid))
     dtype: tl.constexpr = grad_gate_ptr.dtype.element_ty
-    tl.store(grad_gate_ptr + row * width + columns, cast(grad_gate, dtype), mask=inside)
-    tl.store(grad_up_ptr + row * width + columns, cast(grad * silu, dtype), mask=inside)
+    tl.store(grad_gate_ptr + row * width + columns, grad_gate.to(dtype), mask=inside)
+    tl.store(grad_up_ptr + row * width + columns, (grad * silu).to(dtype), mask=inside)
 
 
 class _SwiGLU(torch.autograd.Function):
@@ -109,3 +110,16 @@ def _grid(rows: Tensor) -> tuple[int, int]:
 
 def _accumulator(x: Tensor) -> Any:
     return tl.float64 if x.dtype == torch.float64 else tl.float32
+
+
+def configurations() -> Iterator[Configuration]:
+    """Forward and backward."""
+    for kernel in (_forward, _backward):
+        yield Configuration(
+            kernel=kernel,
+            name=f"swiglu {kernel.__name__.strip('_')}",
+            constants={"BLOCK": BLOCK, "ACC": tl.float32},
+            divisible=("grad_stride", "gate_stride", "up_stride", "width"),
+            needs=("LDG.E.128", "STG.E.128"),
+            ptx=("cvt.rn.bf16",),
+        )
