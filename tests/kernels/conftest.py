@@ -27,6 +27,15 @@ class Check:
         return float(np.abs(got64 - want64).max() / max(float(np.abs(want64).max()), 1e-30))
 
     @staticmethod
+    def norm_error(got: Tensor, want: Any) -> float:
+        """Root of the summed squared differences, relative to that of what was wanted."""
+        got64 = got.detach().double().cpu().numpy()
+        want64 = np.asarray(want.detach().double().cpu() if isinstance(want, Tensor) else want)
+        assert got64.shape == want64.shape
+        assert np.isfinite(got64).all()
+        return float(np.linalg.norm(got64 - want64) / max(float(np.linalg.norm(want64)), 1e-30))
+
+    @staticmethod
     def bound(dtype: torch.dtype, terms: int = 1) -> float:
         """8 roundings of a sum of `terms` terms whose errors add like a random walk."""
         return 8 * torch.finfo(dtype).eps * terms**0.5

@@ -1,7 +1,8 @@
 """Which form of an op runs: numpy definition, eager torch, or Triton kernel.
 
 Every op exists up to three times under one signature. By default the tensor's device decides: a
-CUDA tensor takes the Triton kernel where the op has one, everything else takes eager torch.
+CUDA tensor takes the Triton kernel where the op has one that was timed on a GPU, everything else
+takes eager torch.
 `use_backend` overrides the choice; `exact` asks for the forms whose rows do not depend on their
 neighbours. Both are context variables, so threads and async tasks do not disturb each other.
 """
@@ -79,14 +80,20 @@ def triton_installed() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def choose(op: str, *tensors: Tensor | None, has_kernel: bool = False) -> Form:
+def choose(
+    op: str, *tensors: Tensor | None, has_kernel: bool = False, inference_only: bool = False
+) -> Form:
     """Pick the form of `op` that runs for these operands.
+
+    A kernel that is `inference_only` has no gradients and has not been timed on a GPU yet: it runs
+    under use_backend("triton") alone, and where a gradient is asked for eager torch does.
 
     Raises:
         ValueError: the requested backend cannot serve the call; the sentence says what can.
     """
     present = [tensor for tensor in tensors if tensor is not None]
     requested = _requested.get()
+    wants_gradient = torch.is_grad_enabled() and any(t.requires_grad for t in present)
     if exact_enabled():
         if requested in ("numpy", "triton"):
             raise ValueError(
@@ -101,12 +108,13 @@ def choose(op: str, *tensors: Tensor | None, has_kernel: bool = False) -> Form:
                 )
         return "exact"
     if requested == "numpy":
-        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in present):
+        if wants_gradient:
             raise ValueError(
                 f"{op}: the numpy backend computes no gradients, and an operand requires one; "
                 "wrap the call in torch.no_grad() or use the 'torch' backend"
             )
         return "numpy"
+    has_kernel = has_kernel and not (inference_only and wants_gradient)
     if requested == "triton" and has_kernel:
         on_cpu = any(tensor.device.type == "cpu" for tensor in present)
         if on_cpu and os.environ.get("TRITON_INTERPRET") != "1":
@@ -121,7 +129,7 @@ def choose(op: str, *tensors: Tensor | None, has_kernel: bool = False) -> Form:
         return "triton"
     # float64 on a GPU is for checking, and eager is what the checks are written against.
     fast = all(tensor.is_cuda and tensor.dtype != torch.float64 for tensor in present)
-    if requested is None and has_kernel and fast and triton_installed():
+    if requested is None and has_kernel and not inference_only and fast and triton_installed():
         return "triton"
     return "torch"
 

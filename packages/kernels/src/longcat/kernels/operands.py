@@ -104,6 +104,20 @@ def check_dtype(op: str, name: str, tensor: Tensor, *allowed: torch.dtype) -> No
         raise ValueError(f"{op}: {name} must be {names}, got {name_of(tensor.dtype)}")
 
 
+def check_rows(op: str, **tensors: Tensor) -> None:
+    """Columns must be adjacent: a kernel reads whole rows, and would have to copy other layouts.
+
+    Raises:
+        ValueError: a last dimension with another stride than 1.
+    """
+    for name, tensor in tensors.items():
+        if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
+            raise ValueError(
+                f"{op}: {name} must have adjacent columns (a last stride of 1) for the Triton "
+                f"kernel, got strides {list(tensor.stride())}; call .contiguous() on it once"
+            )
+
+
 def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
     """The dtype torch.autocast would compute in for this tensor, or None outside autocast.
 

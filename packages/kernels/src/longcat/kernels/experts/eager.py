@@ -12,20 +12,28 @@ from longcat.kernels.swiglu import eager as swiglu_eager
 BLOCK = 32  # rows
 
 
-def experts(x_sorted: Tensor, gate_up: Tensor, down: Tensor, offsets: Tensor) -> Tensor:
+def experts(
+    x_sorted: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    offsets: Tensor,
+    rows: Tensor | None = None,
+) -> Tensor:
     """down_e swiglu(gate_up_e x) for each expert's rows, see reference.py.
 
     x_sorted [S, D], gate_up [N, 2F, D], down [N, D, F], offsets [N] -> [S, D]. Inside
     torch.autocast (which does not know grouped_mm) everything is cast to its dtype first.
     """
+    if rows is not None:
+        x_sorted = x_sorted.index_select(0, rows)
     dtype = autocast_dtype(x_sorted)
     if dtype is not None:
         x_sorted, gate_up, down = x_sorted.to(dtype), gate_up.to(dtype), down.to(dtype)
     if x_sorted.shape[0] == 0 or gate_up.shape[0] == 0:
         return _nothing(x_sorted, gate_up, down)
     if _shapes_are_costly(x_sorted, len(gate_up)):
-        rows, place, ends = _in_blocks(x_sorted, offsets)
-        return _ffn(rows, gate_up, down, ends).index_select(0, place)
+        blocks, place, ends = _in_blocks(x_sorted, offsets)
+        return _ffn(blocks, gate_up, down, ends).index_select(0, place)
     return _ffn(x_sorted, gate_up, down, offsets)
 
 

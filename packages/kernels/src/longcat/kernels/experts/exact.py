@@ -13,8 +13,16 @@ from longcat.kernels.linear.exact import linear_in_tiles
 from longcat.kernels.swiglu import exact as swiglu_exact
 
 
-def experts(x_sorted: Tensor, gate_up: Tensor, down: Tensor, offsets: Tensor) -> Tensor:
+def experts(
+    x_sorted: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    offsets: Tensor,
+    rows: Tensor | None = None,
+) -> Tensor:
     """x_sorted [S, D], gate_up [N, 2F, D], down [N, D, F], offsets [N] -> [S, D]."""
+    if rows is not None:
+        x_sorted = x_sorted.index_select(0, rows)
     outputs = []
     start = 0
     for expert, end in enumerate(offsets.tolist()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from longcat.kernels.dispatch import choose, through_numpy
@@ -40,10 +41,16 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     check_shape("linear", "x", x, "... I", sizes)
     if bias is not None:
         check_shape("linear", "bias", bias, "O", sizes)
-    match choose("linear", x, weight, bias):
+    half = x.dtype in (torch.bfloat16, torch.float16)
+    fits = half and bias is None and autocast_dtype(x) is None
+    match choose("linear", x, weight, bias, has_kernel=fits, inference_only=True):
         case "numpy":
             result: Tensor = through_numpy(reference.linear, x, weight, bias, like=x)
             return result
+        case "triton":
+            from longcat.kernels.linear import triton_kernel
+
+            return triton_kernel.linear(x, weight)
         case "exact":
             return exact.linear(x, weight, bias)
         case _:

@@ -37,7 +37,7 @@ TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 # The instructions that the table counts: matrix products, memory, fences; the rest is arithmetic.
 _COUNTED = re.compile(
-    r"^(HGMMA|QGMMA|IGMMA|HMMA|QMMA|LDG|LDGSTS|LDGMC|UTMALDG|STG|LDSM|LDL|STL|ATOM|RED|MEMBAR|CCTL)"
+    r"^(HGMMA|QGMMA|HMMA|LDG(?!DEPBAR)|UTMALDG|STG|LDSM|LDL|STL|ATOM|RED(?!UX)|MEMBAR|CCTL)"
 )
 _SASS = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.x]*)", re.MULTILINE)
 _USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")

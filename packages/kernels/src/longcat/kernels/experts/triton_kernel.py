@@ -1,0 +1,225 @@
+"""The FFN experts as two grouped products, persistent over a work list.
+
+The list names blocks of rows (expert, first row, end); it is made on the device, without atomics
+and without the host waiting. A fixed number of programs walks over (block of rows) x (block of
+outputs). Tokens are gathered while they are loaded, so that no sorted copy of them is written;
+SwiGLU is computed where the first product's sums lie, in registers.
+"""
+
+# Kernels are read by Triton's compiler, not by mypy.
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from longcat.kernels.experts.tiles import (
+    LARGE,
+    PROGRAMS_PER_PROCESSOR,
+    ROWS,
+    choose_tile,
+    most_blocks,
+)
+from longcat.kernels.linear.tiles import Tile
+from longcat.kernels.operands import check_rows
+from longcat.kernels.proof.configuration import Configuration
+
+
+@triton.jit
+def _list_work(
+    offsets_ptr, work_ptr, n_experts, n_blocks, BLOCK_T: tl.constexpr, ALL: tl.constexpr
+):
+    # Program e writes the entries of expert e; where they begin follows from everyone's counts.
+    # One program more than there are experts marks the entries that are left over.
+    expert = tl.program_id(0)
+    experts = tl.arange(0, ALL)
+    ends = tl.load(offsets_ptr + experts, mask=experts < n_experts, other=0)
+    starts = tl.load(offsets_ptr + experts - 1, mask=(experts > 0) & (experts < n_experts), other=0)
+    blocks = (ends - starts + BLOCK_T - 1) // BLOCK_T
+    before = tl.sum(tl.where(experts < expert, blocks, 0), axis=0)
+    mine = tl.sum(tl.where(experts == expert, blocks, 0), axis=0)
+    start = tl.sum(tl.where(experts == expert, starts, 0), axis=0)
+    end = tl.sum(tl.where(experts == expert, ends, 0), axis=0)
+    if expert == n_experts:
+        mine = n_blocks - before
+        expert = -1
+    for block in range(0, mine):
+        entry = work_ptr + 3 * (before + block)
+        tl.store(entry, expert)
+        tl.store(entry + 1, (start + block * BLOCK_T).to(tl.int32))
+        tl.store(entry + 2, end.to(tl.int32))
+
+
+@triton.jit
+def _grouped(
+    x_ptr,
+    rows_ptr,
+    weight_ptr,
+    work_ptr,
+    y_ptr,
+    outputs,
+    inner,
+    n_blocks,
+    x_stride,
+    weight_stride,
+    expert_stride,
+    SWAP: tl.constexpr,
+    GATED: tl.constexpr,
+    GATHER: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    EVEN: tl.constexpr,
+):
+    columns = tl.arange(0, BLOCK_K)
+    units = n_blocks * tl.cdiv(outputs, BLOCK_N)
+    for unit in range(tl.program_id(0), units, tl.num_programs(0)):
+        # Neighbours share a block of the weight where an expert has several blocks of rows.
+        entry = work_ptr + 3 * (unit % n_blocks)
+        expert = tl.load(entry)
+        if expert >= 0:
+            t = tl.load(entry + 1) + tl.arange(0, BLOCK_T)
+            t_inside = t < tl.load(entry + 2)
+            n = (unit // n_blocks) * BLOCK_N + tl.arange(0, BLOCK_N)
+            n_inside = (n < outputs)[:, None]
+            source = t.to(tl.int64)
+            if GATHER:
+                source = tl.load(rows_ptr + t, mask=t_inside, other=0).to(tl.int64)
+            x_rows = x_ptr + source[:, None] * x_stride
+            # 512 experts of 6144 x 4096 weights: their offsets need 64 bits.
+            weight_rows = (
+                weight_ptr + expert.to(tl.int64) * expert_stride
+                + n.to(tl.int64)[:, None] * weight_stride
+            )  # fmt: skip
+            if SWAP:
+                total = tl.zeros([BLOCK_N, BLOCK_T], dtype=tl.float32)
+            else:
+                total = tl.zeros([BLOCK_T, BLOCK_N], dtype=tl.float32)
+            up_total = total
+            for first in range(0, inner, BLOCK_K):
+                k = (first + columns)[None, :]
+                w_mask, x_mask = n_inside, t_inside[:, None]
+                if not EVEN:
+                    w_mask, x_mask = w_mask & (k < inner), x_mask & (k < inner)
+                x = tl.load(x_rows + k, mask=x_mask, other=0.0)
+                weight = tl.load(weight_rows + k, mask=w_mask, other=0.0)
+                if GATED:
+                    up = tl.load(weight_rows + outputs * weight_stride + k, mask=w_mask, other=0.0)
+                if SWAP:
+                    total = tl.dot(weight, tl.trans(x), total)
+                    if GATED:
+                        up_total = tl.dot(up, tl.trans(x), up_total)
+                else:
+                    total = tl.dot(x, tl.trans(weight), total)
+                    if GATED:
+                        up_total = tl.dot(x, tl.trans(up), up_total)
+            if GATED:
+                total = total * tl.sigmoid(total) * up_total
+            if SWAP:
+                total = tl.trans(total)
+            places = t.to(tl.int64)[:, None] * outputs + n[None, :]
+            inside = t_inside[:, None] & (n < outputs)[None, :]
+            tl.store(y_ptr + places, total.to(y_ptr.dtype.element_ty), mask=inside)
+
+
+def experts(
+    x: Tensor, gate_up: Tensor, down: Tensor, offsets: Tensor, rows: Tensor | None
+) -> Tensor:
+    """down_e swiglu(gate_up_e x) for each expert's rows, see reference.py; no gradients.
+
+    x [S, D] (or [T, D] with rows [S]), gate_up [N, 2F, D], down [N, D, F], offsets [N] -> [S, D].
+    """
+    slots = x.shape[0] if rows is None else rows.shape[0]
+    return with_tile(x, gate_up, down, offsets, rows, choose_tile(slots, len(gate_up)))
+
+
+def with_tile(
+    x: Tensor, gate_up: Tensor, down: Tensor, offsets: Tensor, rows: Tensor | None, tile: Tile
+) -> Tensor:
+    """`experts` by the given tile.
+
+    Raises:
+        ValueError: columns of an operand that are not adjacent; a copy of a weight would go unseen.
+    """
+    check_rows("experts", x_sorted=x, gate_up=gate_up, down=down)
+    slots = x.shape[0] if rows is None else rows.shape[0]
+    n_experts, width, inner = down.shape
+    y = torch.empty(slots, width, dtype=x.dtype, device=x.device)
+    if not y.numel() or not n_experts:
+        return y
+    hidden = torch.empty(slots, inner, dtype=x.dtype, device=x.device)
+    n_blocks = most_blocks(slots, n_experts, tile)
+    work = torch.empty(n_blocks, 3, dtype=torch.int32, device=x.device)
+    with torch.cuda.device_of(x):
+        _list_work[(n_experts + 1,)](
+            offsets, work, n_experts, n_blocks,
+            BLOCK_T=tile.tokens, ALL=triton.next_power_of_2(n_experts + 1),
+        )  # fmt: skip
+        _multiply(x, rows, gate_up, work, hidden, tile, gated=True)
+        _multiply(hidden, None, down, work, y, tile, gated=False)
+    return y
+
+
+def _multiply(
+    x: Tensor, rows: Tensor | None, weight: Tensor, work: Tensor, y: Tensor, tile: Tile, gated: bool
+) -> None:
+    inner, n_blocks = weight.shape[2], len(work)
+    units = n_blocks * triton.cdiv(y.shape[1], tile.outputs)
+    _grouped[(min(units, _programs(x)),)](
+        x, x if rows is None else rows, weight, work, y, y.shape[1], inner, n_blocks,
+        x.stride(0), weight.stride(1), weight.stride(0),
+        **_constants(tile, inner, gated=gated, gather=rows is not None),
+        num_warps=tile.warps, num_stages=tile.stages,
+    )  # fmt: skip
+
+
+def _programs(x: Tensor) -> int:
+    if not x.is_cuda:
+        return 3
+    processors: int = torch.cuda.get_device_properties(x.device).multi_processor_count
+    return PROGRAMS_PER_PROCESSOR * processors
+
+
+def _constants(tile: Tile, inner: int, *, gated: bool, gather: bool) -> dict[str, int | bool]:
+    return {
+        "SWAP": tile.swap,
+        "GATED": gated,
+        "GATHER": gather,
+        "BLOCK_N": tile.outputs,
+        "BLOCK_T": tile.tokens,
+        "BLOCK_K": tile.inner,
+        "EVEN": inner % tile.inner == 0,
+    }
+
+
+def configurations() -> Iterator[Configuration]:
+    """Both products for every tile of the table, and the work list of 512 experts."""
+    for tile in (*(tile for _, tile in ROWS), LARGE):
+        for gated in (True, False):
+            left, right = (tile.outputs, tile.tokens) if tile.swap else (tile.tokens, tile.outputs)
+            # Triton 3.6 and 3.7 have no wgmma of 8 columns.
+            small = right < 16
+            yield Configuration(
+                kernel=_grouped,
+                name=f"experts {'gate_up' if gated else 'down'} "
+                f"{'swap' if tile.swap else 'plain'} {left}x{right}x{tile.inner}",
+                types={"rows_ptr": "*i64", "work_ptr": "*i32", "expert_stride": "i64"},
+                constants=_constants(tile, 6144, gated=gated, gather=gated),
+                divisible=("outputs", "inner", "x_stride", "weight_stride", "expert_stride"),
+                warps=tile.warps,
+                stages=tile.stages,
+                needs=("HMMA.16816.F32.BF16",) if small else (f"HGMMA.64x{right}x16",),
+                forbids=("HGMMA",) if small else ("HMMA",),
+            )
+    yield Configuration(
+        kernel=_list_work,
+        name="experts list work",
+        types={"offsets_ptr": "*i32", "work_ptr": "*i32"},
+        constants={"BLOCK_T": ROWS[1][1].tokens, "ALL": 1024},
+        forbids=("ATOM", "RED."),
+    )
