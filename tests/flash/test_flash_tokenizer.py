@@ -7,8 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longcat.flash import CheckpointError
-from longcat.flash.tokenizer import BOS, EOS, PAD, SPECIAL_TOKENS, UNK, Tokenizer
+from longcat.flash import CheckpointError, FlashConfig
+from longcat.flash.tokenizer import (
+    BOS,
+    EOS,
+    PAD,
+    SMALLEST_VOCABULARY,
+    SPECIAL_TOKENS,
+    UNK,
+    Tokenizer,
+)
 
 SOURCE = "def main(path, count=10):\n    for line in open(path):\n        print(line, 1234)\n\n"
 TEXT = SOURCE * 20 + "naïve café 🐈 日本語\r\n\tend  \n" * 5
@@ -123,3 +131,13 @@ def test_control_a_vocabulary_without_all_bytes_loses_text(tokenizer, tmp_path):
     (mutant_dir / "tokenizer.json").write_text(json.dumps(document | {"post_processor": None}))
     mutant = Tokenizer.load(mutant_dir)
     assert mutant.decode_bytes(mutant.encode("a\x01b")) != b"a\x01b"
+
+
+def test_the_preset_over_bytes_has_a_token_for_each_byte_and_merges_nothing():
+    text = "def f():\n    return 'ä'\n" * 20
+    size = FlashConfig.preset("nano-bytes").vocab_size
+    tokenizer = Tokenizer.train_bpe([text], size)
+    assert tokenizer.vocab_size == size == SMALLEST_VOCABULARY
+    assert len(tokenizer.encode(text)) == len(text.encode())
+    # The control: one entry more is a merge.
+    assert len(Tokenizer.train_bpe([text], size + 1).encode(text)) < len(text.encode())

@@ -14,7 +14,13 @@ from longcat.flash import FlashModel
 from longcat.flash.tokenizer import Tokenizer
 from longcat.serve import SamplingParams, decode
 from longcat.train import evaluate as evaluate_module
-from longcat.train.acceptance import measure_acceptance, ratio_interval, sample
+from longcat.train.acceptance import (
+    even_starts,
+    fresh_starts,
+    measure_acceptance,
+    ratio_interval,
+    sample,
+)
 from longcat.train.classes import KINDS, by_kind, by_token, kinds_of
 from longcat.train.corpus import Document
 from longcat.train.errors import DataError
@@ -250,3 +256,41 @@ def test_the_correlation_is_numpys(setting):
     held_out = evaluate(model, tokenizer, documents, window=24)
     expected = np.corrcoef(held_out.ffn.mean(axis=0)[:-1], held_out.nats[1:])[0, 1]
     assert held_out.correlation_with_loss == pytest.approx(expected)
+
+
+def test_fresh_prompts_share_no_token_with_each_other_or_with_those_looked_at_before():
+    length, width = 60_000, 64
+    starts = fresh_starts(length, 200, seed=1)
+    assert len(starts) == 200
+    assert min(np.diff(starts)) >= width
+    assert max(starts) <= length - width
+
+    def clear(candidates):
+        looked_at = [start for count in (32, 64, 256) for start in even_starts(length, count)]
+        return all(abs(start - other) >= width for start in candidates for other in looked_at)
+
+    assert clear(starts)
+    assert starts == fresh_starts(length, 200, seed=1)
+    assert starts != fresh_starts(length, 200, seed=2)
+    # The control: places drawn without looking are not clear.
+    assert not clear(fresh_starts(length, 200, seed=1, known=()))
+
+
+def test_a_short_stream_has_no_room_for_fresh_prompts():
+    with pytest.raises(ValueError, match="room for 0 fresh prompts of 64, not for 5"):
+        fresh_starts(2_000, 5, seed=0)
+
+
+def test_each_prompts_counts_add_up_to_the_whole(setting):
+    model, tokenizer, documents = setting
+    stream = evaluate(model, tokenizer, documents, window=24).ids
+    wanted = {"prompt_tokens": 10, "new_tokens": 20}
+    found = measure_acceptance(model, stream, starts=[3, 40, 90], **wanted)
+    columns = np.array(found.by_prompt).sum(axis=0).tolist()
+    assert columns == [
+        found.drafted, found.accepted, found.fresh_drafted, found.fresh_accepted,
+    ]  # fmt: skip
+    assert found.prompts == 3
+    alone = measure_acceptance(model, stream, starts=[40], **wanted)
+    assert alone.by_prompt[0] == found.by_prompt[1]
+    assert "by_prompt" not in found.to_dict()

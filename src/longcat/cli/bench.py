@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from longcat.cli.benchmarks.acceptance.command import command as acceptance
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -145,6 +147,9 @@ def paper(
         for statement in one["statements"]:
             typer.echo(f"  [{marks[statement['seen']]}] {statement['text']}")
     typer.echo(f"written: {', '.join(str(path) for path in written)}")
+
+
+app.command("acceptance")(acceptance)
 
 
 @app.command()

@@ -12,7 +12,7 @@ def command(
         str,
         typer.Argument(
             metavar="NAME_OR_DIR",
-            help="A preset (nano, bench, longcat-flash) or a checkpoint directory.",
+            help="A preset (nano, nano-bytes, bench, longcat-flash) or a checkpoint directory.",
         ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,

@@ -56,7 +56,7 @@ Quickstart = Annotated[
 _model = partial(typer.Option, rich_help_panel="Model")
 Preset = Annotated[
     str | None,
-    _model(help="The model's size: nano or bench.", show_default="nano"),
+    _model(help="The model's size: nano, nano-bytes or bench.", show_default="nano"),
 ]
 VocabSize = Annotated[
     int | None,

@@ -2,28 +2,32 @@
 
 from typing import Any
 
+# Trains on two CPU cores in minutes; K_e equals the uniform share 6*16/24 = 4.
+_NANO: dict[str, Any] = {
+    "vocab_size": 2048,
+    "hidden_size": 128,
+    "num_layers": 2,
+    "num_attention_heads": 4,
+    "q_lora_rank": 64,
+    "kv_lora_rank": 48,
+    "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 32,
+    "ffn_hidden_size": 256,
+    "expert_ffn_hidden_size": 64,
+    "n_routed_experts": 16,
+    "zero_expert_num": 8,
+    "moe_topk": 6,
+    "routed_scaling_factor": 4.0,
+    "rope_theta": 1e4,
+    "max_position_embeddings": 2048,
+    "num_nextn_predict_layers": 1,
+}
+
 PRESETS: dict[str, dict[str, Any]] = {
-    # Trains on two CPU cores in minutes; K_e equals the uniform share 6*16/24 = 4.
-    "nano": {
-        "vocab_size": 2048,
-        "hidden_size": 128,
-        "num_layers": 2,
-        "num_attention_heads": 4,
-        "q_lora_rank": 64,
-        "kv_lora_rank": 48,
-        "qk_nope_head_dim": 32,
-        "qk_rope_head_dim": 16,
-        "v_head_dim": 32,
-        "ffn_hidden_size": 256,
-        "expert_ffn_hidden_size": 64,
-        "n_routed_experts": 16,
-        "zero_expert_num": 8,
-        "moe_topk": 6,
-        "routed_scaling_factor": 4.0,
-        "rope_theta": 1e4,
-        "max_position_embeddings": 2048,
-        "num_nextn_predict_layers": 1,
-    },
+    "nano": _NANO,
+    # The same layers over bytes: 256 of them and 4 control tokens, no merges.
+    "nano-bytes": {**_NANO, "vocab_size": 260},
     # The size speed is compared at: 48 M parameters.
     "bench": {
         "vocab_size": 4096,

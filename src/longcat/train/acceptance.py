@@ -6,7 +6,7 @@ repetition is easy to draft, so the rate is also given over the tokens that comp
 which has occurred before.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,6 +18,10 @@ from longcat.flash.tokenizer import Tokenizer
 from longcat.serve import SamplingParams, Token, decode
 
 GRAM = 5
+PROMPT_TOKENS, NEW_TOKENS = 64, 96
+# Numbers of evenly spaced prompts that are looked at in daily work: by the summary of a run, by
+# `longcat evaluate`, and where a recipe is chosen.
+CUSTOMARY = (32, 64, 256)
 _TWO_SIDED_95 = 1.96  # of a normal distribution: there are dozens of prompts
 
 
@@ -33,6 +37,7 @@ class Acceptance:
         bytes_per_step: the same in bytes of text, for comparisons between vocabularies; None
             where the tokens' bytes were not given.
         repeated: fraction of generated tokens that complete a 5-gram seen before.
+        by_prompt: [prompts, 4] drafted, accepted, and both over tokens that repeat no 5-gram.
     """
 
     prompts: int
@@ -48,6 +53,7 @@ class Acceptance:
     tokens_per_step: float
     bytes_per_step: float | None
     repeated: float
+    by_prompt: tuple[tuple[int, ...], ...]
 
     @property
     def rate(self) -> float | None:
@@ -60,9 +66,43 @@ class Acceptance:
         return self.fresh_accepted / self.fresh_drafted if self.fresh_drafted else None
 
     def to_dict(self) -> dict[str, Any]:
-        """All figures, for JSON: the fields, `acceptance` and `acceptance_without_repeats`."""
+        """For JSON: the fields but `by_prompt`, `acceptance` and `acceptance_without_repeats`."""
         rates = {"acceptance": self.rate, "acceptance_without_repeats": self.fresh_rate}
-        return {**asdict(self), **rates}
+        return {k: v for k, v in asdict(self).items() if k != "by_prompt"} | rates
+
+
+def even_starts(length: int, prompts: int, prompt_tokens: int = PROMPT_TOKENS) -> list[int]:
+    """Where prompts at even distances begin in a stream of `length` tokens."""
+    return sorted({int(s) for s in np.linspace(0, length - prompt_tokens, prompts)})
+
+
+def fresh_starts(
+    length: int, prompts: int, *, seed: int, known: Iterable[int] = CUSTOMARY
+) -> list[int]:
+    """Random places of prompts that share no token with each other or with those looked at before.
+
+    Args:
+        length: tokens of the stream. prompts: how many places.
+        known: for each entry, that many evenly spaced prompts are stayed clear of.
+
+    Raises:
+        ValueError: when the stream has too little room.
+    """
+    taken = np.zeros(length, dtype=bool)
+    for count in known:
+        for start in even_starts(length, count):
+            taken[start : start + PROMPT_TOKENS] = True
+    found: list[int] = []
+    for start in np.random.default_rng(seed).permutation(max(0, length - PROMPT_TOKENS + 1)):
+        if len(found) < prompts and not taken[start : start + PROMPT_TOKENS].any():
+            taken[start : start + PROMPT_TOKENS] = True
+            found.append(int(start))
+    if len(found) < prompts:
+        raise ValueError(
+            f"acceptance: {length} held-out tokens have room for {len(found)} fresh prompts of "
+            f"{PROMPT_TOKENS}, not for {prompts}; ask for fewer, or hold out more text"
+        )
+    return sorted(found)
 
 
 def measure_acceptance(
@@ -70,18 +110,20 @@ def measure_acceptance(
     stream: NDArray[np.int64],
     *,
     prompts: int = 32,
-    prompt_tokens: int = 64,
-    new_tokens: int = 96,
+    prompt_tokens: int = PROMPT_TOKENS,
+    new_tokens: int = NEW_TOKENS,
     temperature: float = 0.0,
     num_drafts: int = 1,
     token_bytes: NDArray[np.int64] | None = None,
+    starts: Sequence[int] | None = None,
 ) -> Acceptance | None:
-    """Continue prompts taken at even distances from a held-out stream; None without a head.
+    """Continue prompts taken from a held-out stream; None without a head.
 
     Args:
         stream: ids. prompts: how many; each of prompt_tokens, continued by new_tokens.
         temperature: of draft and model. num_drafts: drafts per pass.
         token_bytes: [V] bytes that each id stands for.
+        starts: where the prompts begin, instead of `prompts` at even distances.
     """
     prompt_tokens = min(prompt_tokens, model.max_position // 2)
     room = len(stream) - prompt_tokens
@@ -89,7 +131,7 @@ def measure_acceptance(
         return None
     new_tokens = min(new_tokens, model.max_position - prompt_tokens)
     counted, depths, steps, text_bytes = [], [], 0, 0
-    starts = sorted({int(s) for s in np.linspace(0, room, prompts)})
+    starts = starts or even_starts(len(stream), prompts, prompt_tokens)
     for number, start in enumerate(starts):
         prompt = [int(i) for i in stream[start : start + prompt_tokens]]
         params = SamplingParams(
@@ -119,6 +161,7 @@ def measure_acceptance(
         tokens_per_step=(emitted - len(starts)) / max(1, steps),
         bytes_per_step=None if token_bytes is None else text_bytes / max(1, steps),
         repeated=repeated / max(1, emitted),
+        by_prompt=tuple(map(tuple, each[:, :4].tolist())),
     )
 
 
