@@ -8,11 +8,14 @@ says. Both record what was stored where.
 
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+
+from longcat.serve import LatentLayout
 
 
 class MarkovCache:
@@ -38,6 +41,7 @@ class MarkovModel:
     has_draft_head = True
     eos_token_id: int | None = None
     cache_class = MarkovCache
+    misplaced = 0
 
     def __init__(self, vocab: int = 7, quality: float = 0.6, seed: int = 0) -> None:
         rng = np.random.default_rng(seed)
@@ -88,6 +92,62 @@ class MarkovModel:
             after[before] = after[self.vocab_size + token] = 0.5
             own.append(after)
         return torch.tensor(np.array(logits))[None], torch.tensor(np.array(own))[None]
+
+    # The same model for many sequences in one row: a token's latent is the token and its place.
+
+    @property
+    def latent_layout(self) -> LatentLayout:
+        return LatentLayout(
+            target_attentions=1,
+            draft_attentions=1 if self.has_draft_head else 0,
+            latent_rank=1,
+            rope_dim=1,
+            dtype=torch.float64,
+            device=torch.device("cpu"),
+        )
+
+    def forward_paged(self, ids: Tensor, positions: Tensor, layers: Sequence[Any]) -> Tensor:
+        self.passes.append(len(ids))
+        hidden = np.zeros((len(ids), 2 * self.vocab_size))
+        for t, seen in enumerate(self._seen(layers[0], ids, positions)):
+            a, b = ([0, 0, *seen])[-2:]
+            hidden[t, a] = hidden[t, self.vocab_size + b] = 1.0
+        return torch.tensor(hidden)
+
+    def draft_paged(
+        self, ids: Tensor, hidden: Tensor, positions: Tensor, layers: Sequence[Any]
+    ) -> Tensor:
+        self._seen(layers[0], ids, positions)
+        own = torch.zeros_like(hidden)
+        before = hidden[:, self.vocab_size :].argmax(-1)
+        rows = torch.arange(len(ids))
+        own[rows, before] = own[rows, self.vocab_size + ids] = 0.5
+        return own
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        a, b = hidden[:, : self.vocab_size], hidden[:, self.vocab_size :]
+        tables = torch.tensor(np.stack([self.draft_table, self.table]))
+        return tables[(a.amax(-1) == 1.0).long(), a.argmax(-1), b.argmax(-1)]
+
+    def _seen(self, layer: Any, ids: Tensor, positions: Tensor) -> list[list[int]]:
+        """The tokens that each of ids may look at, itself included, as they are stored."""
+        layer.write(ids[None, :, None].double(), positions[None, :, None].double())
+        found: list[list[int]] = []
+        for group in layer.groups():
+            batch, keys = group.latent.shape[:2]
+            width = (group.tokens.stop - group.tokens.start) // batch
+            for b, w in itertools.product(range(batch), range(width)):
+                if group.mask is None:
+                    visible = torch.arange(keys) <= keys - width + w
+                else:
+                    visible = group.mask[b, w]
+                place = int(positions[len(found)])
+                stored = group.k_rope[b, visible, 0].tolist()
+                # What a request may not have any more is written to page 0 and means nothing.
+                kept = int(layer._ragged.slots[len(found)]) >= layer._store.shape[1]
+                self.misplaced += kept and stored != list(range(place + 1))
+                found.append([int(token) for token in group.latent[b, visible, 0]])
+        return found
 
 
 def surprise(observed: np.ndarray, expected: np.ndarray) -> float:

@@ -20,6 +20,7 @@ from longcat.flash.config import FlashConfig
 from longcat.flash.errors import ConfigError
 from longcat.flash.places import find_places
 from longcat.flash.recompute import Recompute, run
+from longcat.flash.served import Served
 from longcat.flash.stack import FlashOutput, FlashStack
 from longcat.kernels import Linear
 from longcat.moe import MoERecord
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from longcat.flash.checkpoint import Format
 
 
-class FlashModel(nn.Module):
+class FlashModel(Served, nn.Module):
     """A LongCat-Flash causal language model.
 
     Args:
@@ -177,54 +178,6 @@ class FlashModel(nn.Module):
     def _recompute_kind(self, cache: DenseLatentCache | None) -> Recompute:
         """Nothing is recomputed without a gradient, and a cache must be written once."""
         return self.recompute if torch.is_grad_enabled() and cache is None else "none"
-
-    # What `longcat.serve` needs of a model.
-
-    @property
-    def has_draft_head(self) -> bool:
-        """Whether `draft` can be called."""
-        return self.model.mtp is not None
-
-    @property
-    def vocab_size(self) -> int:
-        """V."""
-        return self.config.vocab_size
-
-    @property
-    def max_position(self) -> int:
-        """Longest sequence in tokens."""
-        return self.config.max_position_embeddings
-
-    @property
-    def eos_token_id(self) -> int | None:
-        """The token that ends a text, or None."""
-        return self.config.eos_token_id
-
-    def new_cache(self, batch: int, max_tokens: int) -> DenseLatentCache:
-        """An empty latent cache for the main model's attentions and the draft head's."""
-        weight = self.lm_head.weight
-        return DenseLatentCache(
-            2 * self.config.num_layers + self.config.mtp_attentions,
-            batch,
-            max_tokens,
-            self.config.attention.kv_lora_rank,
-            self.config.attention.qk_rope_head_dim,
-            dtype=weight.dtype,
-            device=weight.device,
-        )
-
-    def target(
-        self, ids: Tensor, cache: DenseLatentCache, attention_mask: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """(logits [B,T,V], hidden [B,T,D]) of ids [B,T], appended to the cache."""
-        device = self.lm_head.weight.device
-        mask = None if attention_mask is None else attention_mask.to(device)
-        output = self(ids.to(device), mask, cache=cache)
-        return output.logits, output.hidden
-
-    def draft(self, ids: Tensor, hidden: Tensor, cache: DenseLatentCache) -> tuple[Tensor, Tensor]:
-        """`mtp` with the cache: ids [B,T] are the tokens after `hidden` [B,T,D]."""
-        return self.mtp(hidden, ids.to(hidden.device), cache=cache)
 
     def set_rope(self, theta: float, max_position: int) -> None:
         """Go on with another rotary base and longest sequence; the config then says so too."""

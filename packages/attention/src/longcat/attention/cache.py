@@ -9,7 +9,9 @@ Shapes: B batch, T new tokens, S all tokens so far, C latent, R rope, H heads.
 Source: report section 2.3.1; the absorbed form is report section 5 (decode).
 """
 
-from typing import Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -31,6 +33,37 @@ class LatentCache(Protocol):
 
     def attend(self, q_latent: Tensor, q_rope: Tensor, scale: float) -> Tensor:
         """Absorbed attention of the last T tokens: q [B,T,H,C] and [B,T,H,R] to [B,T,H,C]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Consecutive tokens of a ragged row that attend together: W of each of B sequences.
+
+    Attributes:
+        tokens: where they stand in the row, B*W of them, sequence by sequence.
+        latent: [B,S,C], everything they may look at. k_rope: [B,S,R].
+        mask: [B,W,S] bool, or None: causal, the last of the W looking at all S.
+    """
+
+    tokens: slice
+    latent: Tensor
+    k_rope: Tensor
+    mask: Tensor | None
+
+
+@runtime_checkable
+class RaggedCache(Protocol):
+    """The latents of one attention layer for tokens of many sequences, laid in one row [1,T,D].
+
+    Linear maps, norms and experts see one row of T tokens; only attention has to know which
+    sequence a token belongs to, and asks for its groups.
+    """
+
+    def write(self, latent: Tensor, k_rope: Tensor) -> None:
+        """Store latent [1,T,C] and k_rope [1,T,R], each token's in its own place."""
+
+    def groups(self) -> Sequence[Group]:
+        """The groups, which cover the row in order; to be called after `write`."""
 
 
 def causal_mask(valid: Tensor, n_queries: int) -> Tensor:

@@ -14,16 +14,26 @@ Shapes: B batch, T new tokens, S all tokens, D width, H heads, C latent, R rope.
 Source: report section 2.3.1, equations 6 and 7; names as in the released checkpoint.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from longcat.attention.cache import KeyMask, LatentCache
+from longcat.attention.cache import KeyMask, LatentCache, RaggedCache
 from longcat.attention.config import MLAConfig
 from longcat.attention.documents import DocumentMask
-from longcat.kernels import Linear, RMSNorm, exact_enabled, mla_prefill, rope, rope_frequencies
+from longcat.kernels import (
+    Linear,
+    RMSNorm,
+    exact_enabled,
+    mla_decode,
+    mla_prefill,
+    rope,
+    rope_frequencies,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +86,7 @@ class MLA(nn.Module):
         frequencies, self.rope_factor = rope_frequencies(
             c.qk_rope_head_dim, c.rope_theta, c.rope_scaling, c.max_position
         )
+        self._scale = c.softmax_scale
         # Not a buffer: a cast of the model must never round these constants.
         self._inv_freq = torch.from_numpy(frequencies)
 
@@ -102,33 +113,41 @@ class MLA(nn.Module):
         )
 
     def attend(
-        self, state: MLAState, cache: LatentCache | KeyMask | DocumentMask | None = None
+        self,
+        state: MLAState,
+        cache: LatentCache | RaggedCache | KeyMask | DocumentMask | None = None,
     ) -> Tensor:
         """Attention output [B,T,D].
 
         Args:
             state: from `project`.
-            cache: a LatentCache (the new latents are written to it first), a KeyMask for padded
-                batches without a cache, a DocumentMask for packed documents, or None for plain
-                causal attention.
+            cache: a LatentCache or a RaggedCache (the new latents are written to it first), a
+                KeyMask for padded batches without a cache, a DocumentMask for packed documents, or
+                None for plain causal attention.
         """
-        if cache is None:
-            return self._expanded(state, state.latent, state.k_rope, None)
-        if isinstance(cache, KeyMask | DocumentMask):
-            return self._expanded(state, state.latent, state.k_rope, cache.mask)
-        cache.write(state.latent, state.k_rope)
-        latent, k_rope = cache.read()
-        n_queries, n_keys = state.q_nope.shape[1], latent.shape[1]
-        # Exact mode keeps to one form: which is cheaper depends on the chunk's length.
-        if not exact_enabled() and self.absorbed_is_cheaper(n_queries, n_keys):
-            return self._absorbed(state, cache)
-        return self._expanded(state, latent, k_rope, cache.mask(n_queries))
+        q, q_rope = state.q_nope, state.q_rope
+        if cache is None or isinstance(cache, KeyMask | DocumentMask):
+            mask = None if cache is None else cache.mask
+            heads = self._expanded(q, q_rope, state.latent, state.k_rope, mask)
+        elif isinstance(cache, RaggedCache):
+            cache.write(state.latent, state.k_rope)
+            heads = self._grouped(q, q_rope, cache)
+        else:
+            cache.write(state.latent, state.k_rope)
+            latent, k_rope = cache.read()
+            # Exact mode keeps to one form: which is cheaper depends on the chunk's length.
+            if not exact_enabled() and self.absorbed_is_cheaper(q.shape[1], latent.shape[1]):
+                heads = self._absorbed(q, lambda q: cache.attend(q, q_rope, self._scale))
+            else:
+                heads = self._expanded(q, q_rope, latent, k_rope, cache.mask(q.shape[1]))
+        y: Tensor = self.o_proj(heads.flatten(-2))
+        return y
 
     def forward(
         self,
         x: Tensor,
         positions: Tensor,
-        cache: LatentCache | KeyMask | DocumentMask | None = None,
+        cache: LatentCache | RaggedCache | KeyMask | DocumentMask | None = None,
     ) -> Tensor:
         """x [B,T,D] at positions [B,T] to [B,T,D]."""
         return self.attend(self.project(x, positions), cache)
@@ -142,25 +161,45 @@ class MLA(nn.Module):
         expanded = n_keys * up + pairs * (c.qk_head_dim + c.v_head_dim)
         return absorbed < expanded
 
+    def _grouped(self, q: Tensor, q_rope: Tensor, cache: RaggedCache) -> Tensor:
+        """Each group of a ragged row [1,T,H,.] by itself -> [1,T,H,dv]."""
+        outputs = []
+        for group in cache.groups():
+            shape = (len(group.latent), -1, *q.shape[2:])
+            of_group = q[0, group.tokens].view(shape)
+            rotary = q_rope[0, group.tokens].view(*shape[:-1], q_rope.shape[-1])
+            keys, k_rope, mask = group.latent, group.k_rope, group.mask
+            if not exact_enabled() and self.absorbed_is_cheaper(of_group.shape[1], keys.shape[1]):
+                attend = partial(
+                    mla_decode,
+                    q_rope=rotary,
+                    latent=keys,
+                    k_rope=k_rope,
+                    scale=self._scale,
+                    mask=mask,
+                )
+                heads = self._absorbed(of_group, attend)
+            else:
+                heads = self._expanded(of_group, rotary, keys, k_rope, mask)
+            outputs.append(heads.reshape(1, -1, *heads.shape[2:]))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+
     def _expanded(
-        self, state: MLAState, latent: Tensor, k_rope: Tensor, mask: Tensor | None
+        self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, k_rope: Tensor, mask: Tensor | None
     ) -> Tensor:
-        """The training form: per-head keys and values from the latents [B,S,C]."""
+        """The training form: per-head keys and values from the latents [B,S,C] -> [B,T,H,dv]."""
         c = self.config
         kv = self.kv_b_proj(latent).unflatten(-1, (c.num_heads, -1))
         k_nope, v = kv.split([c.qk_nope_head_dim, c.v_head_dim], dim=-1)
         shared = k_rope.to(k_nope.dtype).unsqueeze(2).expand(-1, -1, c.num_heads, -1)
         k = torch.cat([k_nope, shared], dim=-1)
-        q = torch.cat([state.q_nope, state.q_rope.to(state.q_nope.dtype)], dim=-1)
-        y: Tensor = self.o_proj(mla_prefill(q, k, v, c.softmax_scale, mask).flatten(-2))
-        return y
+        q = torch.cat([q_nope, q_rope.to(q_nope.dtype)], dim=-1)
+        return mla_prefill(q, k, v, self._scale, mask)
 
-    def _absorbed(self, state: MLAState, cache: LatentCache) -> Tensor:
-        """The decode form: W_UK moved to the query, W_UV to the output."""
+    def _absorbed(self, q_nope: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
+        """The decode form: W_UK moved to the query, W_UV to the output -> [B,T,H,dv]."""
         c = self.config
         w = self.kv_b_proj.weight.view(c.num_heads, -1, c.kv_lora_rank)
         w_uk, w_uv = w.split([c.qk_nope_head_dim, c.v_head_dim], dim=1)  # [H,dn,C], [H,dv,C]
-        q_latent = torch.einsum("bthd,hdc->bthc", state.q_nope, w_uk)
-        attended = cache.attend(q_latent, state.q_rope, c.softmax_scale)
-        y: Tensor = self.o_proj(torch.einsum("bthc,hvc->bthv", attended, w_uv).flatten(-2))
-        return y
+        attended = attend(torch.einsum("bthd,hdc->bthc", q_nope, w_uk))
+        return torch.einsum("bthc,hvc->bthv", attended, w_uv)

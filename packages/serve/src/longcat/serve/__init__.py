@@ -11,8 +11,9 @@ The model is anything that satisfies `Model`. Definitions in numpy: `longcat.ser
 from longcat.serve.batch import decode_batch, pad_left
 from longcat.serve.config import EngineConfig, EngineStats
 from longcat.serve.constraint import Constraint, ConstraintFactory, ConstraintSpec
+from longcat.serve.engine import Engine
 from longcat.serve.params import SamplingParams
-from longcat.serve.protocol import Cache, Model, Tokenizer
+from longcat.serve.protocol import Cache, LatentLayout, Model, Tokenizer
 from longcat.serve.request import Delta, PromptToken, Request, Token
 from longcat.serve.sampling import probabilities
 from longcat.serve.speculation import DecodeStats, Decoding, decode
@@ -25,8 +26,10 @@ __all__ = [
     "DecodeStats",
     "Decoding",
     "Delta",
+    "Engine",
     "EngineConfig",
     "EngineStats",
+    "LatentLayout",
     "Model",
     "PromptToken",
     "Request",

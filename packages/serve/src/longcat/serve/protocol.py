@@ -6,9 +6,11 @@ Shape legend: B sequences, T tokens fed in one call, D model width, V vocabulary
 `Model` structurally (no inheritance needed) decodes with everything in this package.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -28,6 +30,24 @@ class Cache(Protocol):
     def truncate(self, length: int) -> None:
         """Forget everything at positions >= `length`, in the target's layers and in the head's."""
         ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentLayout:
+    """What a model keeps of each token: C+R numbers in every attention.
+
+    target_attentions  attentions of the model itself
+    draft_attentions   of its draft head; 0 without one
+    latent_rank        C. rope_dim: R
+    dtype, device      of the latents, and the device that ids are fed on
+    """
+
+    target_attentions: int
+    draft_attentions: int
+    latent_rank: int
+    rope_dim: int
+    dtype: torch.dtype
+    device: torch.device
 
 
 class Model(Protocol):
@@ -73,6 +93,33 @@ class Model(Protocol):
         Column t pairs the token ids[:, t] with the hidden state of the position *before* it.
         ids arrive on the host, as in `target`.
         """
+        ...
+
+    # Many sequences in one row, which is what the engine feeds. Everything is on the model's
+    # device here, and nothing waits for it.
+
+    @property
+    def latent_layout(self) -> LatentLayout: ...
+
+    def forward_paged(self, ids: Tensor, positions: Tensor, layers: Sequence[Any]) -> Tensor:
+        """Hidden states [T,D] of ids[T] at positions[T] of whatever sequences they belong to.
+
+        layers: one `longcat.attention.RaggedCache` per attention of the target. hidden is as in
+        `target`; `logits` is asked for the rows that need them.
+        """
+        ...
+
+    def draft_paged(
+        self, ids: Tensor, hidden: Tensor, positions: Tensor, layers: Sequence[Any]
+    ) -> Tensor:
+        """The head's own hidden states [T,D], of ids[T] after hidden[T,D] at positions[T].
+
+        layers: one per attention of the head.
+        """
+        ...
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [R,V] of hidden states [R,D], the target's or the head's."""
         ...
 
 

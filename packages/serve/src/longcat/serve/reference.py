@@ -11,7 +11,6 @@ and the text is identical with and without speculation.
 """
 
 import math
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,23 +63,47 @@ def _keep(p: Array, tokens: list[int]) -> Array:
     return np.asarray(kept / kept.sum(), dtype=np.float64)
 
 
-@lru_cache(maxsize=16)
-def gumbel_noise(seed: int, position: int, vocab_size: int) -> Array:
-    """Standard Gumbel noise [V] for one position: a pure function of (seed, position).
+# What a number is drawn for: the token itself (by draft and target alike), a draft of its own,
+# the judgement of a draft, the token in place of a refused one.
+TOKEN, DRAFT, ACCEPT, REPLACE = range(4)
+_GOLDEN = 0x9E3779B97F4A7C15
+_WORD = 2**64 - 1
 
-    Counter-based (Philox, key = seed, counter = position), so a token's noise does not depend
-    on what was drawn before it, on the batch around it, or on how far a draft ran ahead.
-    The result is cached, hence read-only: draft and target ask for the same row.
+
+def mix(z: int) -> int:
+    """A 64-bit word scrambled: the finaliser of SplitMix64, a bijection."""
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 & _WORD
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB & _WORD
+    return z ^ (z >> 31)
+
+
+def noise_key(seed: int, position: int, choice: int = 0, purpose: int = TOKEN) -> int:
+    """Where a row of noise begins: mix(mix(seed + golden) ^ (position, choice, purpose)).
+
+    position < 2**40 is the index that the token will have in its sequence, choice < 2**16 the
+    sequence's index among the choices of one call.
     """
     if not 0 <= seed < 2**64:
-        raise ValueError(f"gumbel_noise: seed must be in 0 .. 2**64-1, got {seed}")
-    # The position goes into the third counter word: the first two count blocks within the row.
-    generator = np.random.Philox(key=seed, counter=[0, 0, position, 0])
-    # (k + 1/2) / 2^52 with k < 2^52 is exact in float64 and is never 0 or 1.
-    uniform = ((generator.random_raw(vocab_size) >> np.uint64(12)) + 0.5) * 2.0**-52
-    noise = np.asarray(-np.log(-np.log(uniform)), dtype=np.float64)
-    noise.flags.writeable = False
-    return noise
+        raise ValueError(f"noise_key: seed must be in 0 .. 2**64-1, got {seed}")
+    return mix(mix((seed + _GOLDEN) & _WORD) ^ (position << 24 | choice << 8 | purpose))
+
+
+def uniform_noise(key: int, count: int) -> Array:
+    """Numbers in (0, 1), [count]: SplitMix64 from `key` on, (k + 1/2) / 2^52 with k < 2^52.
+
+    Counter-based: number i is mix(key + (i + 1) golden). So a token's noise does not depend on what
+    was drawn before it, on the batch around it, or on how far a draft ran ahead.
+    """
+    words = [mix((key + (i + 1) * _GOLDEN) & _WORD) >> 12 for i in range(count)]
+    return (np.array(words, dtype=np.float64) + 0.5) * 2.0**-52  # exact, never 0 or 1
+
+
+def gumbel_noise(
+    seed: int, position: int, vocab_size: int, choice: int = 0, purpose: int = TOKEN
+) -> Array:
+    """Standard Gumbel noise [V] of one position: -log(-log(uniform))."""
+    uniform = uniform_noise(noise_key(seed, position, choice, purpose), vocab_size)
+    return np.asarray(-np.log(-np.log(uniform)), dtype=np.float64)
 
 
 def choose(p: Array, noise: Array) -> int:
@@ -113,3 +136,56 @@ def expected_tokens_per_step(acceptance: float, num_drafts: int) -> float:
     Source: report section 5, the expected accepted length of its speed-up model.
     """
     return math.fsum(acceptance**i for i in range(num_drafts + 1))
+
+
+def judge(
+    p: Array, q: Array, drafts: list[int], uniforms: list[float], noise: Array
+) -> tuple[list[int], int]:
+    """Classic rejection sampling of a run of drafts -> (tokens, how many are drafts).
+
+    Draft i, drawn from q[i], is accepted with probability min(1, p[i][d] / q[i][d]), i.e. when
+    uniforms[i] * q[i][d] < p[i][d]. The first refused one is replaced by a draw from what p has
+    more than q, max(p - q, 0) normalised; behind accepted ones comes a draw from the last p. The
+    tokens are then distributed as p exactly, and 1 - TV(p, q) of the drafts are accepted.
+
+    A draft that was not drawn but is the head's best guess has a q that is all on it: it is
+    accepted with probability p[d] ("target-only" acceptance).
+
+    p: [g+1, V]. q: [g, V]. noise: [g+1, V], Gumbel noise of the places.
+    """
+    for i, draft in enumerate(drafts):
+        if uniforms[i] * q[i][draft] < p[i][draft]:
+            continue
+        residual = np.maximum(p[i] - q[i], 0.0)
+        return [*drafts[:i], choose(residual / residual.sum(), noise[i])], i
+    return [*drafts, choose(p[len(drafts)], noise[len(drafts)])], len(drafts)
+
+
+def edit_logits(
+    logits: Array,
+    prompt: list[int],
+    text: list[int],
+    *,
+    repetition_penalty: float = 1.0,
+    frequency_penalty: float = 0.0,
+    presence_penalty: float = 0.0,
+    logit_bias: dict[int, float] | None = None,
+) -> Array:
+    """The logits [V] that follow prompt and text, with penalties and biases applied, in this order:
+
+    repetition  a token in prompt or text: positive logits are divided by it, others multiplied
+    frequency   taken off once for every time a token is in the text
+    presence    taken off once when it is there at all
+    bias        added
+    """
+    edited = np.array(logits, dtype=np.float64)
+    for token in {*prompt, *text}:
+        high = edited[token] > 0
+        edited[token] *= 1.0 / repetition_penalty if high else repetition_penalty
+    for token in text:
+        edited[token] -= frequency_penalty
+    for token in set(text):
+        edited[token] -= presence_penalty
+    for token, bias in (logit_bias or {}).items():
+        edited[token] += bias
+    return edited

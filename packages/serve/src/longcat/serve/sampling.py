@@ -1,16 +1,104 @@
 """From logits to tokens, in torch: the filters and the draw of `longcat.serve.reference`.
 
-Shape legend: R rows (positions or sequences), V vocabulary.
+Every row has parameters of its own, and nothing is read back from the device.
+
+Shape legend: R rows (sequences), W places of each, V vocabulary.
 """
 
 import secrets
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from longcat.serve.noise import gumbel, noise_keys, seed_word
 from longcat.serve.params import SamplingParams
-from longcat.serve.reference import gumbel_noise
+from longcat.serve.reference import TOKEN
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """How each of R rows is drawn; all tensors [R,1], so that they broadcast over places.
+
+    greedy    no row draws anything. filtered: some row leaves tokens out
+    """
+
+    temperature: Tensor
+    top_k: Tensor
+    top_p: Tensor
+    min_p: Tensor
+    seed: Tensor
+    choice: Tensor
+    greedy: bool
+    filtered: bool
+
+    @classmethod
+    def of(
+        cls,
+        params: Sequence[SamplingParams],
+        seeds: Sequence[int],
+        choices: Sequence[int],
+        device: torch.device | str = "cpu",
+    ) -> "Sampler":
+        """The sampler of rows with these parameters, seeds and choice indices."""
+
+        def column(values: Sequence[float], dtype: torch.dtype) -> Tensor:
+            return torch.tensor(values, dtype=dtype).to(device).unsqueeze(1)
+
+        wide, word = torch.float64, torch.int64
+        return cls(
+            temperature=column([p.temperature for p in params], wide),
+            top_k=column([p.top_k for p in params], word),
+            top_p=column([p.top_p for p in params], wide),
+            min_p=column([p.min_p for p in params], wide),
+            seed=column([seed_word(seed) for seed in seeds], word),
+            choice=column(choices, word),
+            greedy=all(p.greedy for p in params),
+            filtered=any(p.top_k or p.top_p < 1 or p.min_p for p in params if not p.greedy),
+        )
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """The distributions that logits [R,W,V] are sampled from -> float64 [R,W,V]."""
+        point = torch.zeros_like(logits, dtype=torch.float64)
+        point.scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
+        if self.greedy:
+            return point
+        greedy = (self.temperature == 0).unsqueeze(-1)
+        temperature = self.temperature.unsqueeze(-1).masked_fill(greedy, 1.0)
+        p = torch.softmax(logits.double() / temperature, dim=-1)
+        return torch.where(greedy, point, self._filter(p) if self.filtered else p)
+
+    def _filter(self, p: Tensor) -> Tensor:
+        # One stable sort serves all three filters: none of them reorders what it keeps.
+        sorted_p, order = torch.sort(p, dim=-1, descending=True, stable=True)
+        top_k, top_p, min_p = (x.unsqueeze(-1) for x in (self.top_k, self.top_p, self.min_p))
+        place = torch.arange(p.shape[-1], device=p.device)
+        sorted_p = sorted_p.masked_fill((top_k > 0) & (place >= top_k), 0.0)
+        sorted_p = sorted_p / sorted_p.sum(-1, keepdim=True)
+        # A token stays when the mass strictly before it has not reached top_p yet.
+        before = torch.cumsum(sorted_p, dim=-1).roll(1, dims=-1)
+        before[..., 0] = 0.0
+        sorted_p = sorted_p.masked_fill((top_p < 1) & (before >= top_p), 0.0)
+        sorted_p = sorted_p / sorted_p.sum(-1, keepdim=True)
+        sorted_p = sorted_p.masked_fill(sorted_p < min_p * sorted_p[..., :1], 0.0)
+        sorted_p = sorted_p / sorted_p.sum(-1, keepdim=True)
+        return torch.zeros_like(p).scatter_(-1, order, sorted_p)
+
+    def keys(self, positions: Tensor, purpose: int) -> Tensor:
+        """Keys of the noise [R,W] for tokens that will stand at positions [R,W]."""
+        return noise_keys(self.seed, positions, self.choice, purpose)
+
+    def choose(self, logits: Tensor, positions: Tensor, purpose: int = TOKEN) -> Tensor:
+        """argmax(log p + noise) for logits [R,W,V] -> tokens [R,W]."""
+        if self.greedy:
+            return logits.argmax(-1)
+        return self.draw(self.probabilities(logits), positions, purpose)
+
+    def draw(self, p: Tensor, positions: Tensor, purpose: int) -> Tensor:
+        """argmax(log p + noise) for probabilities p [R,W,V] -> tokens [R,W]."""
+        scores = p.log() + gumbel(self.keys(positions, purpose), p.shape[-1])
+        return scores.argmax(-1)
 
 
 def fresh_seed() -> int:
@@ -24,28 +112,9 @@ def probabilities(logits: Tensor, params: SamplingParams) -> Tensor:
     temperature, then top_k, top_p and min_p, each on what the one before left; ties by token
     id, lowest first. The definition is `longcat.serve.reference.probabilities`.
     """
-    if params.greedy:
-        point = torch.zeros_like(logits, dtype=torch.float64)
-        return point.scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
-    p = torch.softmax(logits.double() / params.temperature, dim=-1)
-    if params.top_k == 0 and params.top_p == 1.0 and params.min_p == 0.0:
-        return p
-    # One stable sort serves all three filters: none of them reorders what it keeps.
-    sorted_p, order = torch.sort(p, dim=-1, descending=True, stable=True)
-    if params.top_k > 0:
-        sorted_p[..., params.top_k :] = 0.0
-        sorted_p = sorted_p / sorted_p.sum(-1, keepdim=True)
-    if params.top_p < 1.0:
-        # A token stays when the mass strictly before it has not reached top_p yet.
-        before = torch.cumsum(sorted_p, dim=-1).roll(1, dims=-1)
-        before[..., 0] = 0.0
-        sorted_p = sorted_p.masked_fill(before >= params.top_p, 0.0)
-        sorted_p = sorted_p / sorted_p.sum(-1, keepdim=True)
-    if params.min_p > 0.0:
-        floor = params.min_p * sorted_p[..., :1]
-        sorted_p = sorted_p.masked_fill(sorted_p < floor, 0.0)
-        sorted_p = sorted_p / sorted_p.sum(-1, keepdim=True)
-    return torch.zeros_like(p).scatter_(-1, order, sorted_p)
+    sampler = Sampler.of([params], [0], [0], logits.device)
+    rows = logits.reshape(1, -1, logits.shape[-1])
+    return sampler.probabilities(rows).view(logits.shape)
 
 
 def choose(
@@ -58,24 +127,24 @@ def choose(
 
     Raises ValueError when the logits hold NaN or infinity: nothing sensible can follow.
     """
-    if params.greedy:
-        best, tokens = logits.max(dim=-1)
-    else:
-        if logits.device.type == "mps":  # has no float64
-            logits = logits.cpu()
-        vocab = logits.shape[-1]
-        noise = torch.stack(
-            [
-                torch.tensor(gumbel_noise(seed, position, vocab), dtype=torch.float64)
-                for seed, position in zip(seeds, positions, strict=True)
-            ]
-        )
-        scores = probabilities(logits, params).log() + noise.to(logits.device)
-        best, tokens = scores.max(dim=-1)
-    chosen, finite = torch.stack([tokens, best.isfinite().long()]).tolist()
+    if logits.device.type == "mps":  # has no float64
+        logits = logits.cpu()
+    rows = len(seeds)
+    sampler = Sampler.of([params] * rows, seeds, [0] * rows, logits.device)
+    places = torch.tensor(positions, dtype=torch.int64).to(logits.device).unsqueeze(1)
+    tokens = sampler.choose(logits.unsqueeze(1), places).squeeze(1)
+    chosen, finite = torch.stack([tokens, finite_rows(logits).long()]).tolist()
     if not all(finite):
-        raise ValueError(
-            "choose: the logits hold NaN or infinity, so no token can be chosen; the weights are "
-            "damaged or overflow in this dtype (try float32)"
-        )
+        raise ValueError(NO_CHOICE)
     return [int(token) for token in chosen]
+
+
+NO_CHOICE = (
+    "choose: the logits hold NaN or infinity, so no token can be chosen; the weights are "
+    "damaged or overflow in this dtype (try float32)"
+)
+
+
+def finite_rows(logits: Tensor) -> Tensor:
+    """Whether something can be chosen from logits [..., V] -> bool [...]."""
+    return logits.amax(-1).isfinite()

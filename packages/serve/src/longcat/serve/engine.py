@@ -1,0 +1,190 @@
+"""The engine: continuous batching over a paged latent cache, with drafts for every sequence.
+
+    engine = Engine(model, tokenizer, EngineConfig())
+    engine.add(Request(request_id="a", prompt_ids=(1, 5), params=SamplingParams()))
+    while engine.has_work:
+        for delta in engine.step(): ...
+
+One `step`: the scheduler chooses (`longcat.serve.scheduler`), the device computes
+(`longcat.serve.step`, `longcat.serve.runner`), and what came back is read once and shown.
+"""
+
+from longcat.serve.config import MAX_DRAFTS, EngineConfig, EngineStats
+from longcat.serve.constraint import ConstraintFactory
+from longcat.serve.latents import Latents
+from longcat.serve.pages import Pages
+from longcat.serve.protocol import Model, Tokenizer
+from longcat.serve.request import Delta, Request
+from longcat.serve.runner import Result, run
+from longcat.serve.sampling import NO_CHOICE
+from longcat.serve.scheduler import Scheduler
+from longcat.serve.sequence import Sequence
+from longcat.serve.speculation import check_prompt
+
+
+class Engine:
+    """Serves any number of requests with one model.
+
+    Args:
+        model: computes. tokenizer: needed for text and stop strings; None deals in tokens alone.
+        config: sizes and policies.
+        constraints: makes a Constraint of a ConstraintSpec; None refuses constrained requests.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        tokenizer: Tokenizer | None = None,
+        config: EngineConfig | None = None,
+        *,
+        constraints: ConstraintFactory | None = None,
+    ) -> None:
+        self.config = config or EngineConfig()
+        self._model = model
+        self._constraints = constraints
+        self._table = None if tokenizer is None else tokenizer.token_bytes()
+        self._pages = Pages(
+            self.config.num_pages, self.config.page_size, prefix_cache=self.config.prefix_cache
+        )
+        self._latents = Latents(model.latent_layout, self.config.num_pages, self.config.page_size)
+        self._scheduler = Scheduler(self.config, self._pages)
+        self._sequences: dict[str, Sequence] = {}
+        self._counts = {"steps": 0, "prompt_tokens": 0, "tokens": 0, "finished": 0}
+        self._drafted_at = [0] * MAX_DRAFTS
+        self._accepted_at = [0] * MAX_DRAFTS
+
+    @property
+    def has_work(self) -> bool:
+        """Whether some request is not finished."""
+        return bool(self._sequences)
+
+    def add(self, request: Request) -> None:
+        """Queue a request.
+
+        Raises ValueError, naming the field, for an id in use, a prompt that `decode` would refuse,
+        a sequence that the latent cache cannot hold, and parameters that contradict each other.
+        """
+        params = request.params
+        if request.request_id in self._sequences:
+            raise ValueError(f"request_id {request.request_id!r} is in use by another request")
+        check_prompt(self._model, request.prompt_ids, params.max_tokens)
+        room = self.config.num_pages * self.config.page_size
+        if len(request.prompt_ids) + params.max_tokens > room:
+            raise ValueError(
+                f"prompt_ids ({len(request.prompt_ids)} tokens) plus max_tokens "
+                f"{params.max_tokens} exceed the {room} tokens that the latent cache can hold"
+            )
+        vocab = self._model.vocab_size
+        for name in ("logit_bias", "stop_token_ids"):
+            if any(token >= vocab for token in getattr(params, name)):
+                raise ValueError(f"{name} names a token outside the vocabulary 0 .. {vocab - 1}")
+        if params.stop and self._table is None:
+            raise ValueError("stop needs an engine with a tokenizer")
+        constraint = None
+        if params.constraint is not None:
+            if self._constraints is None:
+                raise ValueError("constraint: this engine was built without structured output")
+            if params.min_tokens:
+                raise ValueError("min_tokens contradicts constraint, which decides where text ends")
+            constraint = self._constraints(params.constraint)
+        sequence = Sequence(request, self._model.eos_token_id, self._table, constraint)
+        self._sequences[request.request_id] = sequence
+        self._scheduler.waiting.append(sequence)
+
+    def abort(self, request_id: str) -> bool:
+        """End a request now; its pages are free at once. False when it is not running.
+
+        It yields no further delta.
+        """
+        sequence = self._sequences.get(request_id)
+        if sequence is None:
+            return False
+        sequence.finish_reason = "abort"
+        self._end(sequence)
+        return True
+
+    def step(self) -> list[Delta]:
+        """One schedule: what every request gained by it."""
+        drafts = self._drafts_now()
+        plan = self._scheduler.plan(drafts)
+        if not plan.rows and not plan.chunks:
+            return []
+        result = run(self._model, self._latents, plan, drafts)
+        self._counts["steps"] += result.steps
+        self._counts["prompt_tokens"] += sum(count for _, _, count in plan.chunks)
+        for sequence, _, count in plan.chunks:
+            sequence.computed += count
+        return self._read(plan.rows, result) + self._commit(plan.rows)
+
+    def _drafts_now(self) -> int:
+        if not self._model.has_draft_head:
+            return 0
+        return 1 if self.config.num_drafts is None else self.config.num_drafts
+
+    def _read(self, rows: tuple[Sequence, ...], result: Result) -> list[Delta]:
+        """Give each sequence its tokens -> the deltas of those that could not go on."""
+        failed = []
+        for row, sequence in enumerate(rows):
+            for judged in result.of_row(row):
+                if not judged.finite:
+                    failed.append(self._fail(sequence))
+                    break
+                fed = len(sequence.tokens)
+                taken = sequence.append(list(judged.tokens))
+                self._counts["tokens"] += taken
+                sequence.computed = fed + min(judged.accepted, taken - 1)
+                for depth in range(min(judged.drafted, taken)):
+                    self._drafted_at[depth] += 1
+                    self._accepted_at[depth] += depth < judged.accepted
+                if sequence.finish_reason is not None:
+                    break
+            else:
+                sequence.drafts, sequence.draft_q = result.drafts_of(row)
+        return failed
+
+    def _commit(self, rows: tuple[Sequence, ...]) -> list[Delta]:
+        """Let the prefix cache know of full pages, show what is new, end what has ended."""
+        deltas = []
+        for sequence in list(self._scheduler.running):
+            sequence.commit(self._pages)
+        for sequence in rows:
+            if sequence.finish_reason == "error":
+                continue
+            delta = sequence.delta()
+            if delta is not None:
+                deltas.append(delta)
+            if sequence.finish_reason is not None:
+                self._end(sequence)
+        return deltas
+
+    def _fail(self, sequence: Sequence) -> Delta:
+        sequence.finish_reason = "error"
+        self._end(sequence)
+        return Delta(request_id=sequence.request.request_id, finish_reason="error", error=NO_CHOICE)
+
+    def _end(self, sequence: Sequence) -> None:
+        self._scheduler.drop(sequence)
+        del self._sequences[sequence.request.request_id]
+        self._counts["finished"] += 1
+
+    def stats(self) -> EngineStats:
+        """Counters, and what is going on now."""
+        return EngineStats(
+            running=len(self._scheduler.running),
+            waiting=len(self._scheduler.waiting),
+            pages_free=self._pages.free,
+            pages_cached=self._pages.cached,
+            pages_used=self._pages.used,
+            pages_total=self._pages.total,
+            drafts=self._drafts_now(),
+            drafted_at=tuple(self._drafted_at),
+            accepted_at=tuple(self._accepted_at),
+            preemptions=self._scheduler.preemptions,
+            prefix_queries=self._scheduler.prefix_queries,
+            prefix_hits=self._scheduler.prefix_hits,
+            **self._counts,
+        )
+
+    def check_integrity(self) -> None:
+        """Raise RuntimeError unless free + cached + used pages are all there are."""
+        self._pages.check()

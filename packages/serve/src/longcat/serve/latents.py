@@ -1,0 +1,146 @@
+"""The paged latent cache, and one pass's view of it.
+
+    store   one tensor [pages, page_size, C+R] per attention, the draft head's included; a
+            sequence's pages are the same in all of them
+    Ragged  which tokens of many sequences one pass feeds, as one row: computed once per pass,
+            shared by all attentions
+    Layer   the two together, which is what an attention is given
+
+Rejected tokens leave their latents behind; the next pass writes over them.
+
+Shape legend: T tokens in the row, B sequences of a group, W tokens of each, P pages,
+S = P*page_size latents.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from longcat.serve.protocol import LatentLayout
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rectangle:
+    """W consecutive tokens of each of B sequences.
+
+    start   where they begin in the row
+    table   [B,P] pages of each sequence, 0 where it has none
+    mask    [B,W,S] which of the latents in those pages each token may look at; None when all S
+            count, causally (then S ends with the last token)
+    length  S, where the last page is cut off; None for whole pages
+    """
+
+    start: int
+    width: int
+    table: Tensor
+    mask: Tensor | None
+    length: int | None = None
+
+
+class Ragged:
+    """The tokens of one pass: where each is stored, and what it may look at."""
+
+    def __init__(self, slots: Tensor, rectangles: Sequence[Rectangle]) -> None:
+        self.slots = slots  # [T], index into the flattened pages
+        self.rectangles = tuple(rectangles)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """What one rectangle may look at, gathered; `longcat.attention.Group`."""
+
+    tokens: slice
+    latent: Tensor
+    k_rope: Tensor
+    mask: Tensor | None
+
+
+class Layer:
+    """One attention's latents in one pass; a `longcat.attention.RaggedCache`."""
+
+    def __init__(self, store: Tensor, ragged: Ragged, latent_rank: int) -> None:
+        self._store = store
+        self._ragged = ragged
+        self._rank = latent_rank
+
+    def write(self, latent: Tensor, k_rope: Tensor) -> None:
+        """Store latent [1,T,C] and k_rope [1,T,R]."""
+        flat = self._store.flatten(0, 1)
+        both = torch.cat([latent[0], k_rope[0].to(latent.dtype)], dim=-1)
+        flat.index_copy_(0, self._ragged.slots, both)
+
+    def groups(self) -> list[Group]:
+        """The latents that each rectangle may look at."""
+        groups = []
+        for r in self._ragged.rectangles:
+            batch = r.table.shape[0]
+            pages = self._store.index_select(0, r.table.flatten())
+            latents = pages.view(batch, -1, pages.shape[-1])[:, : r.length]
+            groups.append(
+                Group(
+                    tokens=slice(r.start, r.start + batch * r.width),
+                    latent=latents[..., : self._rank],
+                    k_rope=latents[..., self._rank :],
+                    mask=r.mask,
+                )
+            )
+        return groups
+
+
+class Latents:
+    """The store of all attentions, page 0 being nobody's."""
+
+    def __init__(self, layout: LatentLayout, num_pages: int, page_size: int) -> None:
+        self._layout = layout
+        self.page_size = page_size
+        # Zeros, because a masked latent is multiplied by 0 and must not be NaN.
+        self.stores = [
+            torch.zeros(
+                num_pages + 1,
+                page_size,
+                layout.latent_rank + layout.rope_dim,
+                dtype=layout.dtype,
+                device=layout.device,
+            )
+            for _ in range(layout.target_attentions + layout.draft_attentions)
+        ]
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the store."""
+        return sum(store.numel() * store.element_size() for store in self.stores)
+
+    def target(self, ragged: Ragged) -> list[Layer]:
+        """What the target's attentions are given for one pass."""
+        return self._layers(self.stores[: self._layout.target_attentions], ragged)
+
+    def draft(self, ragged: Ragged) -> list[Layer]:
+        """What the draft head's are given."""
+        return self._layers(self.stores[self._layout.target_attentions :], ragged)
+
+    def _layers(self, stores: list[Tensor], ragged: Ragged) -> list[Layer]:
+        return [Layer(store, ragged, self._layout.latent_rank) for store in stores]
+
+    def slots(self, table: Tensor, positions: Tensor) -> Tensor:
+        """Where positions [B,W] of sequences with pages table [B,P] are stored -> [B*W].
+
+        A position behind the last page falls on page 0.
+        """
+        page = positions // self.page_size
+        inside = page < table.shape[1]
+        held = table.gather(1, page.clamp(max=table.shape[1] - 1))
+        return torch.where(inside, held * self.page_size + positions % self.page_size, 0).flatten()
+
+    def together(self, start: int, table: Tensor, positions: Tensor) -> Rectangle:
+        """Tokens at positions [B,W], each looking at the ones before it and itself."""
+        keys = torch.arange(table.shape[1] * self.page_size, device=positions.device)
+        mask = keys <= positions.unsqueeze(-1)
+        return Rectangle(start=start, width=positions.shape[1], table=table, mask=mask)
+
+    def alone(self, start: int, table: Tensor, first: int, width: int) -> Rectangle:
+        """Tokens first .. first+width-1 of one sequence with pages table [1,P]."""
+        end = first + width
+        pages = table[:, : -(-end // self.page_size)]
+        return Rectangle(start=start, width=width, table=pages, mask=None, length=end)

@@ -1,0 +1,104 @@
+"""The engine on the real model: exact mode gives the tokens of plain decoding, bit for bit."""
+
+import pytest
+import torch
+
+from longcat.flash import FlashConfig, FlashModel
+from longcat.kernels import exact
+from longcat.serve import Engine, EngineConfig, Request, SamplingParams, decode
+
+
+@pytest.fixture(scope="module")
+def model() -> FlashModel:
+    config = FlashConfig.preset(
+        "nano",
+        vocab_size=300,
+        hidden_size=64,
+        num_layers=1,
+        q_lora_rank=32,
+        kv_lora_rank=16,
+        ffn_hidden_size=64,
+        expert_ffn_hidden_size=16,
+        n_routed_experts=4,
+        zero_expert_num=2,
+        moe_topk=2,
+    )
+    return FlashModel(config, seed=0).eval()
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[tuple[int, ...]]:
+    generator = torch.Generator().manual_seed(0)
+    long = torch.randint(4, 300, (21,), generator=generator).tolist()
+    return [tuple(long[:1]), tuple(long[:17]), (*long[:16], 9), tuple(long)]
+
+
+PARAMS = SamplingParams(max_tokens=9, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def alone(model, prompts) -> list[list[int]]:
+    with exact():
+        return [
+            [token.id for token in decode(model, prompt, PARAMS, speculative=False)]
+            for prompt in prompts
+        ]
+
+
+def served(engine: Engine, prompts: list[tuple[int, ...]]) -> list[list[int]]:
+    for index, prompt in enumerate(prompts):
+        engine.add(Request(request_id=str(index), prompt_ids=prompt, params=PARAMS))
+    tokens: list[list[int]] = [[] for _ in prompts]
+    while engine.has_work:
+        for delta in engine.step():
+            tokens[int(delta.request_id)] += [token.id for token in delta.tokens]
+    engine.check_integrity()
+    return tokens
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"num_drafts": 0},
+        {"num_drafts": 1, "max_running": 1},
+        {"num_drafts": 3, "token_budget": 7, "page_size": 4},
+        {"num_drafts": 1, "token_budget": 5, "page_size": 8, "prefix_cache": False},
+        {"num_drafts": 2, "steps_per_schedule": 4},
+        {"num_drafts": 1, "steps_per_schedule": 2, "page_size": 4, "num_pages": 14},  # preempts
+        {},
+    ],
+    ids=str,
+)
+def test_exact_mode_serves_the_tokens_of_plain_decoding(model, prompts, alone, config):
+    with exact():
+        engine = Engine(model, None, EngineConfig(**config))
+        assert served(engine, prompts) == alone
+        assert (engine.stats().preemptions > 0) == (config.get("num_pages") == 14)
+        if config.get("prefix_cache", True) and config.get("max_running") == 1:
+            assert engine.stats().prefix_hits > 0
+
+
+def test_a_ragged_pass_gives_the_hidden_states_of_single_passes(model, prompts):
+    """Fast mode too, to rounding: rows, chunks and the draft head's own states."""
+    from longcat.serve.latents import Latents
+    from longcat.serve.step import Chunk, _lay_out
+
+    latents = Latents(model.latent_layout, 20, 4)
+    first, second = prompts[1], prompts[3]
+    table = torch.tensor([[3, 1, 7, 5, 2, 0]])
+    other = torch.tensor([[4, 6, 8, 9, 10, 11]])
+    ids = torch.tensor([*first, *second])
+    following = torch.tensor([*first[1:], 5, *second[1:], 6])
+    chunks = [
+        Chunk(table=table, first=0, ids=torch.tensor(first), next_ids=torch.tensor(first)),
+        Chunk(table=other, first=0, ids=torch.tensor(second), next_ids=torch.tensor(second)),
+    ]
+    ragged, positions = _lay_out(latents, table[:0], torch.zeros(0, 1, dtype=torch.int64), chunks)
+    with torch.inference_mode():
+        hidden = model.forward_paged(ids, positions, latents.target(ragged))
+        own = model.draft_paged(following, hidden, positions, latents.draft(ragged))
+        for part, prompt in ((slice(0, 17), first), (slice(17, 38), second)):
+            output = model(torch.tensor([prompt]))
+            torch.testing.assert_close(hidden[part], output.hidden[0], atol=1e-4, rtol=1e-4)
+            _, wanted = model.mtp(output.hidden, following[None, part])
+            torch.testing.assert_close(own[part], wanted[0], atol=1e-4, rtol=1e-4)
