@@ -23,6 +23,7 @@ COMMANDS: dict[str, str] = {
     "info": "Show a model's sizes: parameters, activated per token, cache.",
     "train": "Train a small LongCat-Flash: a card first, then the run, then a report.",
     "generate": "Continue a prompt, drafting with the MTP head.",
+    "chat": "Talk with a model in the terminal, here or behind a server.",
     "evaluate": "Score a checkpoint: bits per byte, FFN experts by kind, drafts, questions.",
     "grow": "Grow a model by stacking its layers.",
     "export": "Write a checkpoint in another format.",

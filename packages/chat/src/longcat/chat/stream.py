@@ -82,6 +82,11 @@ class ReplyParser:
         """What `parse_reply` gives for all that was fed."""
         return parse_reply(self._whole, self._form.name)
 
+    @property
+    def ended(self) -> bool:
+        """Whether the reply is over: its end marker has come, or it was closed."""
+        return self._ended
+
     def feed(self, piece: str) -> list[Delta]:
         """What this piece of the reply settles; nothing after the format's end marker."""
         if self._ended:
