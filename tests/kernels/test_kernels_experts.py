@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from longcat.kernels import experts, use_backend
-from longcat.kernels.experts import eager, reference
+from longcat.kernels.experts import eager, loop, reference
 
 # rows per expert, D, F; widths that grouped_mm takes and widths that it refuses
 SHAPES = [
@@ -133,59 +133,69 @@ def test_offsets_shifted_by_one_row_are_caught(randn, check):
     assert check.error(experts(x, gate_up, down, shifted), want) > 0.01
 
 
-def _half_precision_gradients(randn, rows):
-    """(bfloat16 result and gradients of experts, the same of the definition's float64 form)."""
+def _in_a_loop(randn, rows, dtype):
+    """(result and gradients of the loop, the same of the float64 form), operand by operand."""
     x, gate_up, down, offsets = _operands(randn, rows, 16, 8)
-    pull = randn(*x.shape).bfloat16()
-    found = {}
-    for dtype in (torch.bfloat16, torch.float64):
-        operands = [t.bfloat16().to(dtype).requires_grad_() for t in (x, gate_up, down)]
-        y = experts(*operands, offsets)
-        y.backward(pull.to(dtype))
-        found[dtype] = [y.detach(), *(operand.grad for operand in operands)]
-    return zip(found[torch.bfloat16], found[torch.float64], strict=True)
+    pull = randn(*x.shape).to(dtype)
+    found = []
+    for form, kind in ((loop.experts, dtype), (experts, torch.float64)):
+        operands = [t.to(dtype).to(kind).requires_grad_() for t in (x, gate_up, down)]
+        y = form(*operands, offsets)
+        y.backward(pull.to(kind))
+        found.append([y.detach(), *(operand.grad for operand in operands)])
+    return zip(*found, strict=True)
 
 
 # enough rows for whole blocks: ragged groups, an empty one in front, between and behind
-MANY = [[0, 70, 0, 33, 64, 95, 0], [eager.BLOCK] * 3, [1, 127]]
+MANY = [[0, 70, 0, 33, 64, 95, 0], [loop.BLOCK] * 3, [1, 127]]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rows", MANY)
-def test_half_precision_in_whole_blocks_agrees_with_float64(randn, check, rows):
-    for got, want in _half_precision_gradients(randn, rows):
-        assert check.error(got, want) <= check.bound(torch.bfloat16)
+def test_many_rows_on_a_cpu_run_in_the_loop_which_agrees_with_float64(randn, check, rows, dtype):
+    assert loop.pays(torch.empty(sum(rows), 16, dtype=dtype), len(rows))
+    for got, want in _in_a_loop(randn, rows, dtype):
+        assert check.error(got, want) <= check.bound(dtype, 64)
+
+
+def test_few_rows_and_float64_are_not_for_the_loop():
+    assert not loop.pays(torch.empty(loop.BLOCK * 3 - 1, 16), 3)
+    assert not loop.pays(torch.empty(loop.BLOCK * 3, 16, dtype=torch.float64), 3)
+
+
+def test_the_loop_passes_gradcheck(randn):
+    x, gate_up, down, offsets = _operands(randn, [3, 0, 5, 1], 5, 4)
+    operands = [x.requires_grad_(), gate_up.requires_grad_(), down.requires_grad_()]
+    assert torch.autograd.gradcheck(lambda *o: loop.experts(*o, offsets), operands)
+
+
+def test_the_loop_gives_products_that_onednn_takes(randn, check, monkeypatch):
+    monkeypatch.setattr(loop.onednn, "SMALLEST", 1)
+    for got, want in _in_a_loop(randn, MANY[0], torch.float32):
+        assert check.error(got, want) <= check.bound(torch.float32, 64)
+
+
+def test_an_expert_without_rows_gets_a_gradient_of_zeros_in_the_loop(randn):
+    x, gate_up, down, offsets = _operands(randn, MANY[0], 16, 8, torch.float32)
+    loop.experts(x, gate_up.requires_grad_(), down.requires_grad_(), offsets).sum().backward()
+    for weight in (gate_up, down):
+        used = weight.grad.flatten(1).any(dim=1).tolist()
+        assert used == [count > 0 for count in MANY[0]]
 
 
 def test_control_rows_in_their_neighbours_place_are_noticed(randn, check, monkeypatch):
-    in_blocks = eager._in_blocks
-
-    def mutant(x_sorted, offsets):
-        rows, place, ends = in_blocks(x_sorted, offsets)
-        return rows.roll(1, dims=0), place, ends
-
-    monkeypatch.setattr(eager, "_in_blocks", mutant)
-    errors = [check.error(*pair) for pair in _half_precision_gradients(randn, MANY[0])]
+    filled = loop._filled
+    monkeypatch.setattr(loop, "_filled", lambda rows: filled(rows).roll(1, dims=0))
+    errors = [check.error(*pair) for pair in _in_a_loop(randn, MANY[0], torch.bfloat16)]
     assert max(errors) > 5 * check.bound(torch.bfloat16)
 
 
-@pytest.mark.parametrize("rows", MANY)
-def test_blocks_hold_every_row_once_and_zeros_elsewhere(randn, rows):
-    x, _, _, offsets = _operands(randn, rows, 4, 4, torch.bfloat16)
-    filled, place, ends = eager._in_blocks(x, offsets)
-    assert torch.equal(filled[place], x)
-    assert (ends % eager.BLOCK == 0).all()
-    assert int(ends[-1]) <= len(filled)
-    expert_of = torch.bucketize(place, ends, right=True)
-    assert torch.equal(expert_of.bincount(minlength=len(rows)), torch.tensor(rows))
-    filled[place] = 0
-    assert not filled.any()
-
-
-def test_row_counts_in_whole_blocks_are_few(randn):
-    offsets = [torch.randint(0, 9, (16,)).mul_(31).cumsum(0) for _ in range(20)]
-    sizes = {
-        int(n)
-        for ends in offsets
-        for n in eager._in_blocks(randn(int(ends[-1]), 4), ends)[2].diff()
-    }
-    assert sizes <= {eager.BLOCK * n for n in range(9)}
+def test_row_counts_in_whole_blocks_are_few_and_what_is_filled_up_is_zero(randn):
+    sizes = set()
+    for count in range(1, 9 * 31):
+        rows = randn(count, 4)
+        filled = loop._filled(rows)
+        assert torch.equal(filled[:count], rows)
+        assert not filled[count:].any()
+        sizes.add(len(filled))
+    assert sizes == {loop.BLOCK * n for n in range(1, 10)}

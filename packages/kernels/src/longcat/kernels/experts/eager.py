@@ -1,4 +1,4 @@
-"""The FFN experts on sorted rows in eager torch, without a Python loop over experts."""
+"""The FFN experts on sorted rows in eager torch: grouped, or on a CPU with many rows in a loop."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from longcat.kernels.experts import loop
 from longcat.kernels.operands import autocast_dtype
 from longcat.kernels.swiglu import eager as swiglu_eager
-
-BLOCK = 32  # rows
 
 
 def experts(
@@ -31,43 +30,10 @@ def experts(
         x_sorted, gate_up, down = x_sorted.to(dtype), gate_up.to(dtype), down.to(dtype)
     if x_sorted.shape[0] == 0 or gate_up.shape[0] == 0:
         return _nothing(x_sorted, gate_up, down)
-    if _shapes_are_costly(x_sorted, len(gate_up)):
-        blocks, place, ends = _in_blocks(x_sorted, offsets)
-        return _ffn(blocks, gate_up, down, ends).index_select(0, place)
-    return _ffn(x_sorted, gate_up, down, offsets)
-
-
-def _ffn(rows: Tensor, gate_up: Tensor, down: Tensor, offsets: Tensor) -> Tensor:
-    gate, up = _grouped_linear(rows, gate_up, offsets).chunk(2, dim=-1)
+    if loop.pays(x_sorted, len(gate_up)):
+        return loop.experts(x_sorted, gate_up, down, offsets)
+    gate, up = _grouped_linear(x_sorted, gate_up, offsets).chunk(2, dim=-1)
     return _grouped_linear(swiglu_eager.swiglu(gate, up), down, offsets)
-
-
-def _shapes_are_costly(rows: Tensor, n_experts: int) -> bool:
-    """On a CPU, half-precision products are oneDNN's, which generates code for each new shape.
-
-    The experts' row counts are new ones in every training step, and that code would cost as much
-    as the products themselves. Few rows are left as they are: filling them up would cost more.
-    """
-    half = rows.dtype in (torch.bfloat16, torch.float16)
-    return half and rows.device.type == "cpu" and rows.shape[0] >= BLOCK * n_experts
-
-
-def _in_blocks(x_sorted: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Every expert's rows filled up with zeros to whole BLOCKs, so that few shapes occur.
-
-    Returns:
-        (rows [S + N*(BLOCK-1), D], where each of the S rows now stands [S], group ends [N]). What
-        lies behind the last group is computed by nobody and read by nobody.
-    """
-    ends = offsets.to(torch.int64)
-    sizes = ends.diff(prepend=ends.new_zeros(1))
-    room = (sizes + BLOCK - 1) // BLOCK * BLOCK
-    new_ends = room.cumsum(0)
-    count = x_sorted.shape[0]
-    shift = (new_ends - room - ends + sizes).repeat_interleave(sizes, output_size=count)
-    place = torch.arange(count, device=x_sorted.device) + shift
-    rows = x_sorted.new_zeros(count + len(ends) * (BLOCK - 1), x_sorted.shape[1])
-    return rows.index_copy(0, place, x_sorted), place, new_ends
 
 
 def _nothing(x_sorted: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
