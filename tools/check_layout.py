@@ -4,7 +4,8 @@ Each rule takes the root of a tree and returns sentences, one per breach:
 
 - `stray_files`           nothing but the parts' folders lies directly under a src/longcat
 - `wrong_declarations`    a pyproject declares exactly what its sources import
-- `unavailable_in_tests`  a package's tests import nothing that the package does not bring along
+- `unavailable_in_tests`  a package's tests import nothing that the package does not bring along;
+                          those in tests/<part>/<extra>/ may use that extra as well
 - `impure_references`     a reference.py reaches numpy and the standard library, and nothing else
 - `forbidden_siblings`    two edges that the layers would allow and the house does not
 - `long_files`            no Python file is longer than 300 lines
@@ -24,6 +25,7 @@ from distributions import (
 
 MAX_LINES = 300
 TEST_TOOLS = {"pytest", "hypothesis"}
+EXTRA_TEST_TOOLS = {"httpx"}
 # What the model may use of serving: the half that needs no server.
 LIGHT_SERVE = {"__init__", "sampling", "speculation", "batch", "protocol", "llm"}
 
@@ -76,13 +78,17 @@ def unavailable_in_tests(root: Path) -> list[str]:
     for dist in distributions(root):
         if dist.folder == root:
             continue  # the root's tests compare with other implementations, and are not run alone
-        allowed = brought_along(root, dist.name) | TEST_TOOLS
-        used = needs(sources(root / "tests" / dist.folder.name))
-        for name, path in sorted(used.items()):
-            if name.replace("longcat.", "longcat-") not in allowed:
-                breaches.append(
-                    f"{path.relative_to(root)}: imports {name}, which {dist.name} does not bring."
-                )
+        folder = root / "tests" / dist.folder.name
+        for path in sources(folder):
+            allowed = brought_along(root, dist.name) | TEST_TOOLS
+            extra = path.relative_to(folder).parts[0]
+            if extra in dist.extras:
+                allowed |= dist.extras[extra] | EXTRA_TEST_TOOLS
+            breaches += [
+                f"{path.relative_to(root)}: imports {name}, which {dist.name} does not bring."
+                for name in sorted(needs([path]))
+                if name.replace("longcat.", "longcat-") not in allowed
+            ]
     return breaches
 
 

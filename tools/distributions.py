@@ -7,8 +7,8 @@ import statements are seen; `importlib.import_module("x")` goes unnoticed.
 import ast
 import sys
 import tomllib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 # Where a distribution is not called as what it is imported by.
@@ -22,7 +22,12 @@ class Distribution:
     folder: Path
     name: str
     required: frozenset[str]
-    optional: frozenset[str]
+    extras: Mapping[str, frozenset[str]] = field(default_factory=dict)
+
+    @property
+    def optional(self) -> frozenset[str]:
+        """What any of the extras adds."""
+        return frozenset().union(*self.extras.values())
 
     @property
     def namespace(self) -> Path:
@@ -47,12 +52,12 @@ def distributions(root: Path) -> list[Distribution]:
 def read_distribution(folder: Path) -> Distribution:
     """Reads name and dependencies (names only, normalised) from folder/pyproject.toml."""
     project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
-    extras = project.get("optional-dependencies", {}).values()
+    extras = project.get("optional-dependencies", {})
     return Distribution(
         folder=folder,
         name=project["name"],
         required=frozenset(map(requirement_name, project.get("dependencies", []))),
-        optional=frozenset(requirement_name(r) for extra in extras for r in extra),
+        extras={name: frozenset(map(requirement_name, extra)) for name, extra in extras.items()},
     )
 
 

@@ -5,7 +5,8 @@
 
 A package gets a new virtual environment with its own wheel, the wheels of the siblings it declares
 and what those declare, through constraints.txt, and with pytest and hypothesis: a dependency that
-is used and not declared is missing there. Each environment is deleted before the next is made.
+is used and not declared is missing there. Tests in tests/<part>/<extra>/ run after the others, when
+that extra has been installed too. Each environment is deleted before the next is made.
 """
 
 import argparse
@@ -16,10 +17,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from distributions import brought_along, distributions
+from distributions import Distribution, brought_along, distributions
 
 ROOT = Path(__file__).resolve().parent.parent
 TEST_TOOLS = ("pytest", "hypothesis")
+EXTRA_TEST_TOOLS = ("httpx",)
 # What the installed command must do away from the clone, where no source tree can help it.
 LONGCAT_SOURCES = "lib/python3*/site-packages/longcat/*/*.py"
 COMMANDS = (
@@ -67,26 +69,32 @@ def build_wheels(folders: list[Path], wheelhouse: Path) -> None:
     pip("wheel", "-q", "--no-deps", "--no-build-isolation", "-w", wheelhouse, *folders)
 
 
-def try_alone(part: str, name: str, wheelhouse: Path) -> None:
+def try_alone(part: str, dist: Distribution, wheelhouse: Path) -> None:
     """Makes the environment, installs, runs, and deletes it whatever came of it.
 
     Raises: StepFailed when installing or a test fails.
     """
-    ours = {dist.name for dist in distributions(ROOT)} & brought_along(ROOT, name)
-    wheels = [next(wheelhouse.glob(f"{n.replace('-', '_')}-*.whl")) for n in sorted(ours)]
+    ours = {dist.name for dist in distributions(ROOT)} & brought_along(ROOT, dist.name)
+    wheels = {n: next(wheelhouse.glob(f"{n.replace('-', '_')}-*.whl")) for n in sorted(ours)}
     with tempfile.TemporaryDirectory(prefix=f"longcat-{part}-") as folder:
         run(sys.executable, "-m", "venv", "--without-pip", folder)
         python = Path(folder, "bin", "python")
         tools = () if part == "flash" else TEST_TOOLS
-        constraints = ROOT / "constraints.txt"
-        pip("--python", python, "install", "-q", "-c", constraints, *wheels, *tools)
+        install = ("--python", python, "install", "-q", "-c", ROOT / "constraints.txt")
+        pip(*install, *wheels.values(), *tools)
         if part == "flash":
             for command in COMMANDS:
                 run(python.with_name("longcat"), *command.split(), cwd=Path(folder))
         else:
             # -P: the clone's root is not on sys.path, so only what is installed can be imported.
             options = ("-q", "-p", "no:cacheprovider", "-m", "not slow and not gpu")
-            run(python, "-P", "-m", "pytest", *options, f"tests/{part}", quiet=False)
+            tests = (python, "-P", "-m", "pytest", *options)
+            apart = [e for e in sorted(dist.extras) if (ROOT / "tests" / part / e).is_dir()]
+            ignored = [f"--ignore=tests/{part}/{extra}" for extra in apart]
+            run(*tests, f"tests/{part}", *ignored, quiet=False)
+            for extra in apart:
+                pip(*install, f"{wheels[dist.name]}[{extra}]", *EXTRA_TEST_TOOLS)
+                run(*tests, f"tests/{part}/{extra}", quiet=False)
 
 
 def main() -> int:
@@ -105,7 +113,7 @@ def main() -> int:
             started = time.monotonic()
             print(f"== longcat-{part}: alone in a new environment", flush=True)
             try:
-                try_alone(part, dists[part].name, Path(folder))
+                try_alone(part, dists[part], Path(folder))
             except StepFailed as error:
                 print(error)
                 failed.append(part)

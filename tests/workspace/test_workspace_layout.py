@@ -31,12 +31,14 @@ GOOD_TREE = {
     ),
     "packages/serve/pyproject.toml": PYPROJECT.format(
         name="longcat-serve", dependencies='["longcat-router>=0.1.0"]'
-    ),
+    )
+    + '[project.optional-dependencies]\nserver = ["fastapi>=0.1"]\n',
     "packages/serve/src/longcat/serve/__init__.py": "",
     "packages/serve/src/longcat/serve/sampling.py": "from longcat.router import route\n",
-    "packages/serve/src/longcat/serve/server.py": "import asyncio\n",
+    "packages/serve/src/longcat/serve/server.py": "import fastapi\n",
     "tests/router/test_router_a.py": "import numpy, pytest\nfrom longcat.router import route\n",
     "tests/serve/test_serve_a.py": "import torch\nfrom longcat.serve import sampling\n",
+    "tests/serve/server/test_serve_d.py": "import fastapi, httpx\n",
 }
 # rule, file to write, its text, what the breach must say
 BAD_FILES = [
@@ -78,6 +80,24 @@ BAD_FILES = [
     (
         "unavailable_in_tests",
         "tests/serve/test_serve_b.py",
+        "import transformers\n",
+        "transformers",
+    ),
+    (
+        "unavailable_in_tests",
+        "tests/serve/test_serve_b.py",
+        "import fastapi\n",
+        "fastapi",
+    ),
+    (
+        "unavailable_in_tests",
+        "tests/serve/other/test_serve_c.py",
+        "import fastapi\n",
+        "fastapi",
+    ),
+    (
+        "unavailable_in_tests",
+        "tests/serve/server/test_serve_c.py",
         "import transformers\n",
         "transformers",
     ),

@@ -24,6 +24,7 @@ COMMANDS: dict[str, str] = {
     "train": "Train a small LongCat-Flash: a card first, then the run, then a report.",
     "generate": "Continue a prompt, drafting with the MTP head.",
     "chat": "Talk with a model in the terminal, here or behind a server.",
+    "serve": "Serve a checkpoint behind the OpenAI API: completions, chat, tools, streams.",
     "evaluate": "Score a checkpoint: bits per byte, FFN experts by kind, drafts, questions.",
     "grow": "Grow a model by stacking its layers.",
     "export": "Write a checkpoint in another format.",

@@ -54,6 +54,11 @@ class Engine:
         self._accepted_at = [0] * MAX_DRAFTS
 
     @property
+    def model(self) -> Model:
+        """The model that computes."""
+        return self._model
+
+    @property
     def has_work(self) -> bool:
         """Whether some request is not finished."""
         return bool(self._sequences)

@@ -1,0 +1,169 @@
+"""The body of /v1/chat/completions, and its messages in the form that `longcat.chat` renders."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from longcat.serve.server.fields import NeverTrue, NotHonoured, Strict, Text
+from longcat.serve.server.sampling_fields import MAX_LOGPROBS, SamplingFields
+
+
+class TextPart(Strict):
+    """A piece of a message's text."""
+
+    type: Literal["text"]
+    text: str
+
+
+class CalledFunction(Strict):
+    """What a call of the assistant called."""
+
+    name: Text
+    arguments: str
+
+
+class CalledTool(Strict):
+    """One call in a message of the assistant."""
+
+    id: Text
+    type: Literal["function"]
+    function: CalledFunction
+
+
+class ChatMessage(Strict):
+    """One message of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None = None
+    tool_calls: Annotated[list[CalledTool], Field(min_length=1)] | None = None
+    tool_call_id: Text | None = None
+    # Clients send back what they were answered, empty fields included.
+    refusal: NotHonoured = None
+    audio: NotHonoured = None
+    function_call: NotHonoured = None
+    name: NotHonoured = None
+
+    def plain(self) -> dict[str, Any]:
+        """The message with one text as its content, and no empty fields."""
+        content = self.content
+        if isinstance(content, list):
+            content = "".join(part.text for part in content)
+        role = "system" if self.role == "developer" else self.role
+        message: dict[str, Any] = {"role": role, "content": content}
+        if self.tool_calls is not None:
+            message["tool_calls"] = [call.model_dump() for call in self.tool_calls]
+        if self.tool_call_id is not None:
+            message["tool_call_id"] = self.tool_call_id
+        return message
+
+
+class FunctionDefinition(Strict):
+    """A function that the model may call."""
+
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = Field(
+        None, description="True: arguments are held to the parameters by a grammar."
+    )
+
+
+class ToolDefinition(Strict):
+    """A tool that the model may use."""
+
+    type: Literal["function"]
+    function: FunctionDefinition
+
+
+class NamedFunction(Strict):
+    """The name of a function."""
+
+    name: Text
+
+
+class NamedTool(Strict):
+    """The one tool that must be used."""
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
+class NamedSchema(Strict):
+    """A JSON schema with a name."""
+
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    description: str | None = None
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(Strict):
+    """The form of the reply's text."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: NamedSchema | None = None
+
+    @model_validator(mode="after")
+    def _has_schema(self) -> Self:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError("json_schema goes with type json_schema, and only with it")
+        return self
+
+
+class ChatRequest(SamplingFields):
+    """A conversation to which a reply is wanted."""
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    max_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    tools: Annotated[list[ToolDefinition], Field(min_length=1, max_length=128)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: ResponseFormat | None = None
+    modalities: list[Literal["text"]] | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    store: NeverTrue = None
+    audio: NotHonoured = None
+    function_call: NotHonoured = None
+    functions: NotHonoured = None
+    metadata: NotHonoured = None
+    moderation: NotHonoured = None
+    prediction: NotHonoured = None
+    prompt_cache_key: NotHonoured = None
+    prompt_cache_options: NotHonoured = None
+    prompt_cache_retention: NotHonoured = None
+    reasoning_effort: NotHonoured = None
+    safety_identifier: NotHonoured = None
+    verbosity: NotHonoured = None
+    web_search_options: NotHonoured = None
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs to be true")
+        if self.max_tokens and self.max_completion_tokens not in (None, self.max_tokens):
+            raise ValueError("max_tokens contradicts max_completion_tokens; give one of them")
+        for name in ("tool_choice", "parallel_tool_calls"):
+            if getattr(self, name) is not None and self.tools is None:
+                raise ValueError(f"{name} needs tools")
+        formed = self.response_format is not None and self.response_format.type != "text"
+        if formed and self.structured_outputs is not None:
+            raise ValueError("structured_outputs contradicts response_format; give one of them")
+        if (
+            (formed or self.structured_outputs is not None)
+            and self.tools
+            and self.tool_choice != "none"
+        ):
+            raise ValueError("response_format and structured_outputs cannot be combined with tools")
+        if isinstance(self.tool_choice, NamedTool):
+            name = self.tool_choice.function.name
+            if name not in [tool.function.name for tool in self.tools or ()]:
+                raise ValueError(f"tool_choice names {name!r}, which is not among the tools")
+        return self
+
+    @property
+    def limit(self) -> int | None:
+        """Most tokens of the reply, if the request says so."""
+        return self.max_completion_tokens or self.max_tokens

@@ -1,0 +1,113 @@
+"""What the endpoints share: the engine, the tokenizer, the door, the counts; and how to prompt."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from longcat.chat import Message, Tool
+from longcat.serve.constraint import ConstraintFactory
+from longcat.serve.server.config import ServerConfig
+from longcat.serve.server.errors import ApiError
+from longcat.serve.server.gate import Gate
+from longcat.serve.server.metrics import Metrics
+from longcat.serve.server.supervisor import EngineClient
+from longcat.serve.server.tokenizer import ServedTokenizer
+from longcat.serve.server.vocabulary import Vocabulary
+
+# Longer texts are encoded in a thread, so that the others' streams do not stand still meanwhile.
+_SHORT_TEXT = 4096
+
+
+@dataclass(kw_only=True)
+class Service:
+    """One model that is served.
+
+    constraints  checks a form that a text must have before the engine is asked; None where
+                 structured output is not installed
+    """
+
+    config: ServerConfig
+    engine: EngineClient
+    tokenizer: ServedTokenizer
+    gate: Gate
+    metrics: Metrics
+    constraints: ConstraintFactory | None = None
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def __post_init__(self) -> None:
+        self.vocabulary = Vocabulary(self.tokenizer)
+
+    def check_model(self, name: str) -> None:
+        """Raise ApiError (404) unless `name` is the model that is served."""
+        if name != self.config.model_name:
+            raise ApiError(
+                404,
+                f"there is no model {name!r}; this server has {self.config.model_name!r}",
+                param="model",
+                code="model_not_found",
+            )
+
+    async def encode(self, text: str, *, bos: bool) -> list[int]:
+        """Ids of a text."""
+        if len(text) <= _SHORT_TEXT:
+            ids = self.tokenizer.encode(text)
+        else:
+            ids = await asyncio.to_thread(self.tokenizer.encode, text)
+        return [self.tokenizer.bos_id, *ids] if bos else ids
+
+    async def encode_chat(
+        self, messages: Sequence[Message], tools: Sequence[Tool] | None
+    ) -> list[int]:
+        """Ids that ask for a reply.
+
+        Raises ApiError (400) for a model without a chat format, or messages out of form.
+        """
+        if self.tokenizer.chat is None:
+            raise ApiError(
+                400,
+                f"{self.config.model_name!r} has no chat template: it continues text, "
+                "see /v1/completions; fine-tune it with `longcat train --sft`",
+                param="messages",
+                code="no_chat_template",
+            )
+        try:
+            return await asyncio.to_thread(self.tokenizer.encode_chat, messages, tools)
+        except ValueError as error:
+            param = "tools" if str(error).startswith("chat: tool ") else "messages"
+            raise ApiError(400, str(error), param=param, code="invalid_value") from None
+
+    def room(self, prompt: Sequence[int], asked: int | None, *, param: str, limit: str) -> int:
+        """How many tokens may follow a prompt: what was asked for, or all that fits.
+
+        param, limit: the fields that hold the prompt and the limit.
+        Raises ApiError (400) when the prompt, or the two together, are too long.
+        """
+        for token in prompt:
+            if token >= self.engine.info.vocab_size:
+                raise ApiError(
+                    400,
+                    f"{param}: token id {token} is outside the vocabulary 0 .. "
+                    f"{self.engine.info.vocab_size - 1}",
+                    param=param,
+                    code="invalid_value",
+                )
+        window = min(self.engine.info.max_position, self.engine.info.pool_tokens)
+        longest = min(self.config.max_prompt_tokens or window, window - 1)
+        if len(prompt) > longest:
+            raise ApiError(
+                400,
+                f"{param} has {len(prompt)} tokens; this server takes at most {longest}",
+                param=param,
+                code="context_length_exceeded",
+            )
+        room = min(window - len(prompt), self.config.max_tokens or window)
+        if asked is not None and asked > room:
+            raise ApiError(
+                400,
+                f"{limit} is {asked}, but after a prompt of {len(prompt)} tokens at most {room} "
+                "can be generated",
+                param=limit,
+                code="context_length_exceeded",
+            )
+        return room if asked is None else asked

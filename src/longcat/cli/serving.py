@@ -1,0 +1,89 @@
+"""A checkpoint made ready to be served: its engine, and its tokenizer as the server wants it."""
+
+from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from longcat.chat import Message, Template, Tool
+from longcat.cli.generate import open_model
+from longcat.cli.models import FoundModel
+from longcat.flash.chat import encode_prompt, reply_bytes
+from longcat.flash.tokenizer import Tokenizer
+from longcat.serve import ConstraintFactory, Engine, EngineConfig
+
+
+class ServedTokenizer:
+    """A checkpoint's tokenizer; the markers of tool calls are written out, that of the end is not.
+
+    Satisfies `longcat.serve.server.ServedTokenizer` and the engine's `Tokenizer`.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._table = (
+            tokenizer.token_bytes() if self.chat is None else reply_bytes(tokenizer, end=False)
+        )
+
+    @property
+    def bos_id(self) -> int:
+        """The token before a text."""
+        return self._tokenizer.bos_id
+
+    @property
+    def eos_id(self) -> int:
+        """The token after a text, where the model's config names no other."""
+        return self._tokenizer.eos_id
+
+    @property
+    def pad_id(self) -> int:
+        """The token that stands for nothing."""
+        return self._tokenizer.pad_id
+
+    @property
+    def markers(self) -> dict[str, int]:
+        """Ids of the control tokens by their text."""
+        return self._tokenizer.markers
+
+    @property
+    def chat(self) -> Template | None:
+        """The chat format of the checkpoint, if it has one."""
+        return self._tokenizer.chat
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text."""
+        return self._tokenizer.encode(text)
+
+    def encode_chat(self, messages: Sequence[Message], tools: Sequence[Tool] | None) -> list[int]:
+        """Ids that ask for a reply; ValueError for messages out of form."""
+        return encode_prompt(self._tokenizer, messages, tools)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of ids."""
+        return b"".join(self._table[i] for i in ids).decode("utf-8", errors="replace")
+
+    def token_bytes(self) -> list[bytes]:
+        """What each id adds to a text [V]."""
+        return self._table
+
+
+def build_engine(directory: Path, dtype: str, device: str | None, config: EngineConfig) -> Engine:
+    """An engine for a checkpoint; called in the process that will run it."""
+    model, tokenizer = open_model(FoundModel(directory=directory), dtype, device)
+    constraints = constraint_factory(tokenizer, model.vocab_size, model.eos_token_id)
+    return Engine(model, ServedTokenizer(tokenizer), config, constraints=constraints)
+
+
+def constraint_factory(
+    tokenizer: Tokenizer, vocab_size: int, eos_token_id: int | None
+) -> ConstraintFactory | None:
+    """What holds texts to a form; None where llguidance is not installed."""
+    if find_spec("llguidance") is None:
+        return None
+    from longcat.serve.structured import ConstraintCompiler
+
+    return ConstraintCompiler(
+        tokenizer.token_bytes(),
+        eos_token_id,
+        vocab_size=vocab_size,
+        encode=tokenizer.encode_bytes,
+    )
