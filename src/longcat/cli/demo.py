@@ -53,10 +53,17 @@ def _growth(seed: int, steps: int | None) -> page.Walkthrough:
     return GrowthDemo(seed=seed, steps=steps or STEPS)
 
 
+def _speculative(seed: int, steps: int | None) -> page.Walkthrough:
+    from longcat.cli.demos.speculative import TOKENS, SpeculativeDemo
+
+    return SpeculativeDemo(seed=seed, steps=steps or TOKENS)
+
+
 DEMOS: dict[str, Callable[[int, int | None], page.Walkthrough]] = {
     "router": _router,
     "optimisation": _optimisation,
     "growth": _growth,
+    "speculative": _speculative,
 }
 
 
@@ -109,6 +116,23 @@ def growth(
     Example: longcat demo growth --no-pause
     """
     _play("growth", seed, steps, pause, speed, record, ascii_only, as_json)
+
+
+@app.command()
+def speculative(
+    seed: _Seed = 0,
+    steps: _Steps = None,
+    pause: _Pause = True,
+    speed: _Speed = 1.0,
+    record: _Record = None,
+    ascii_only: _Ascii = False,
+    as_json: _Json = False,
+) -> None:
+    """Drafts of the MTP head accepted, refused and replaced; rules of acceptance right and wrong.
+
+    Example: longcat demo speculative --no-pause
+    """
+    _play("speculative", seed, steps, pause, speed, record, ascii_only, as_json)
 
 
 @app.command("all")
