@@ -22,6 +22,7 @@ SUMMARY = {
     "parameters": {"total": 1_000, "mtp": 100},
     "tokens": 5_000,
     "cpu_seconds": 700.0,
+    "settled": {"steps": 1, "cpu_seconds": 5.0},
     "distilled": {"cpu_seconds": 300.0},
     "held_out": {"bits_per_byte": 1.5, "ffn_experts_mean": [4.0]},
 }
@@ -58,6 +59,7 @@ def made(preset: str, seed: int, counts: Any, **changes: Any) -> dict[str, Any]:
         "vocabulary": 2048,
         "tokens": 4_000_000,
         "cpu_seconds": 800.0,
+        "settle_cpu_seconds": 5.0,
         "distill_cpu_seconds": 300.0,
         "bits_per_byte": 1.4,
         "ffn_experts_mean": [4.0, 4.0],

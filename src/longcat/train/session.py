@@ -26,6 +26,7 @@ from longcat.train.preflight import Row, card, check_memory, choose_processes, p
 from longcat.train.prepare import Prepared, model_config, prepare, reopen
 from longcat.train.report import write_report
 from longcat.train.settings import TrainSettings
+from longcat.train.settle import settle_run
 from longcat.train.sft.packing import real_ids
 from longcat.train.sft.prepare import prepare_chats
 from longcat.train.snapshot import read_settings
@@ -213,6 +214,9 @@ def finish(session: Session, trainer: Trainer, *, say: Say) -> Summary:
         "processes": session.processes,
         "snapshots": kept(session.directory),
     }
+    if training["finished"]:
+        say("settling the routers' biases")
+        training["settled"] = settle_run(trainer, session.directory.path)
     if training["finished"] and session.prepared.settings.distill_steps:
         training["distilled"] = _distil_head(session, say)
     summary = summarise(session.directory, session.prepared, training, say=say)

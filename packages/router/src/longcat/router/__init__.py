@@ -4,6 +4,7 @@ from longcat.router.balance import BalanceLoss, balance_loss, router_gradient_ra
 from longcat.router.config import RouterConfig
 from longcat.router.controller import BiasController, ControllerConfig
 from longcat.router.router import Choice, Router, Routing
+from longcat.router.settle import settle
 from longcat.router.similarity import router_similarity
 
 __all__ = [
@@ -17,4 +18,5 @@ __all__ = [
     "balance_loss",
     "router_gradient_ratio",
     "router_similarity",
+    "settle",
 ]

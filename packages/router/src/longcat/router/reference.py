@@ -6,6 +6,7 @@ Loops are kept where they make an equation recognisable.
 Source: report sections 2.1 (equations 1 to 5) and 3.1.3.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -91,6 +92,29 @@ def controller_step(
     now, before, earlier = errors
     result: Array = bias + k_i * now + k_p * (now - before) + k_d * (now - 2 * before + earlier)
     return result
+
+
+def settle(
+    bias: Array,
+    count: Callable[[Array], Counts],
+    *,
+    steps: int,
+    mu: float,
+    n_ffn: int,
+    top_k: int,
+    target_ffn: float,
+) -> Array:
+    """The bias after `steps` updates with frozen weights and a gain that falls to 0.
+
+    $$b_{t+1} = b_t + \\mu (1 - t/S) e(b_t)$$
+
+    count(b) are the counts of a fresh batch under b.
+    """
+    still = np.zeros_like(bias)
+    for t in range(steps):
+        error = expert_error(count(bias), n_ffn=n_ffn, top_k=top_k, target_ffn=target_ffn)
+        bias = controller_step(bias, (error, still, still), k_i=mu * (1 - t / steps))
+    return bias
 
 
 class Balance(NamedTuple):

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from longcat.cli.benchmarks.acceptance.runs import FILE_NAME
+from longcat.cli.benchmarks.acceptance.runs import DEPTH, EVERY, FILE_NAME
 from longcat.cli.benchmarks.paper.interval import estimate
 from longcat.cli.benchmarks.paper.page import table
 from longcat.train.acceptance import CUSTOMARY, GRAM, ratio_interval
@@ -134,7 +134,8 @@ def _verdicts(name: str, runs: Sequence[Row]) -> Iterator[tuple[bool, str]]:
 
 
 def _cpu_seconds(run: Row) -> float:
-    return float(run["cpu_seconds"] + run["distill_cpu_seconds"])
+    parts = (run[f"{part}cpu_seconds"] for part in ("", "settle_", "distill_"))
+    return float(sum(parts))
 
 
 def _line(run: Row) -> dict[str, str]:
@@ -143,12 +144,14 @@ def _line(run: Row) -> dict[str, str]:
     return {
         "seed": str(run["seed"]),
         "bits per byte": f"{run['bits_per_byte']:.3f}",
+        "FFN experts": ", ".join(f"{mean:.2f}" for mean in run["ffn_experts_mean"]),
         "CPU s, training": f"{run['cpu_seconds']:,.0f}",
+        "settling": f"{run['settle_cpu_seconds']:,.0f}",
         "teaching": f"{run['distill_cpu_seconds']:,.0f}",
         "accepted": f"{every.mean:.1%} ± {every.over_prompts:.1%}",
         "without repeats": f"{fresh.mean:.1%} ± {fresh.over_prompts:.1%}",
         "sampled": f"{run['sampled']:.1%}",
-        "of several a pass, by depth": ", ".join(f"{s:.0%}" for s in run["by_depth"]),
+        "by depth": ", ".join(f"{s:.0%}" for s in run["by_depth"]),
         "repeating tokens": f"{run['repeated']:.0%}",
         "tokens a pass": f"{run['tokens_per_pass']:.2f}",
         "bytes a pass": f"{run['bytes_per_pass']:.2f}",
@@ -187,7 +190,8 @@ def _method(runs: Sequence[Row]) -> Iterator[str]:
     )
     yield (
         "- Intervals of 95 %: over prompts, as tokens of one prompt are not independent; over "
-        "seeds by Student's t. Sampled drafts: draft and model at temperature 1."
+        f"seeds by Student's t. Of every {EVERY}th prompt: drafts and model sampled at temperature "
+        f"1, and {DEPTH} drafts a pass by depth."
     )
     machines = [run["machine"] | {"date": run["date"]} for run in runs]
     for machine in {str(machine): machine for machine in machines}.values():
