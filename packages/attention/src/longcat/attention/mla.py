@@ -192,8 +192,8 @@ class MLA(nn.Module):
         kv = self.kv_b_proj(latent).unflatten(-1, (c.num_heads, -1))
         k_nope, v = kv.split([c.qk_nope_head_dim, c.v_head_dim], dim=-1)
         shared = k_rope.to(k_nope.dtype).unsqueeze(2).expand(-1, -1, c.num_heads, -1)
-        k = torch.cat([k_nope, shared], dim=-1)
-        q = torch.cat([q_nope, q_rope.to(q_nope.dtype)], dim=-1)
+        k = _joined(k_nope, shared)
+        q = _joined(q_nope, q_rope.to(q_nope.dtype))
         return mla_prefill(q, k, v, self._scale, mask)
 
     def _absorbed(self, q_nope: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
@@ -203,3 +203,8 @@ class MLA(nn.Module):
         w_uk, w_uv = w.split([c.qk_nope_head_dim, c.v_head_dim], dim=1)  # [H,dn,C], [H,dv,C]
         attended = attend(torch.einsum("bthd,hdc->bthc", q_nope, w_uk))
         return torch.einsum("bthc,hvc->bthv", attended, w_uv)
+
+
+def _joined(nope: Tensor, rope: Tensor) -> Tensor:
+    """[B,T,H,dn] and [B,T,H,R] -> [B,T,H,dn+R], laid out head by head, as attention wants it."""
+    return torch.cat([nope.transpose(1, 2), rope.transpose(1, 2)], dim=-1).transpose(1, 2)
