@@ -183,6 +183,21 @@ def test_an_expert_without_rows_gets_a_gradient_of_zeros_in_the_loop(randn):
         assert used == [count > 0 for count in MANY[0]]
 
 
+@pytest.mark.parametrize("rows", MANY)
+def test_the_loop_casts_weights_where_it_uses_them_to_the_bits_of_a_cast_before(randn, rows):
+    x, gate_up, down, offsets = _operands(randn, rows, 16, 8, torch.float32)
+    pull = randn(*x.shape).bfloat16()
+    found = []
+    for early in (False, True):
+        weights = [weight.clone().requires_grad_() for weight in (gate_up, down)]
+        cast = [weight.bfloat16() for weight in weights] if early else weights
+        y = loop.experts(x.bfloat16(), *cast, offsets)
+        y.backward(pull)
+        found.append([y.detach(), *(weight.grad for weight in weights)])
+    assert found[0][1].dtype == torch.float32
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+
+
 def test_control_rows_in_their_neighbours_place_are_noticed(randn, check, monkeypatch):
     filled = loop._filled
     monkeypatch.setattr(loop, "_filled", lambda rows: filled(rows).roll(1, dims=0))

@@ -162,3 +162,20 @@ def test_a_token_does_not_depend_on_its_neighbours(randn):
         assert torch.equal(
             _round_trip(x[part], torch.tanh, gates[part], indices[part], 4)[0], together[t]
         )
+
+
+def test_autocast_copies_rows_in_its_dtype_and_sums_their_gradients_in_float32(randn):
+    x, indices = randn(40, 8, dtype=torch.float32).requires_grad_(), _choices(randn, 40, 12, 10)
+    with torch.autocast("cpu", torch.bfloat16):
+        rows, plan = permute(x, indices, 12)
+    assert torch.equal(rows, x.bfloat16()[plan.tokens])
+    pull = randn(*rows.shape).bfloat16()
+    rows.backward(pull)
+    assert x.grad.dtype == torch.float32
+    want = torch.zeros(40, 8, dtype=torch.float64).index_add(0, plan.tokens, pull.double())
+    one_by_one = torch.zeros(40, 8, dtype=torch.bfloat16)
+    for token, row in zip(plan.tokens, pull, strict=True):
+        one_by_one[token] += row
+    once = 1.001 * 2**-8 * want.abs()  # what one rounding to bfloat16 may do
+    assert ((x.grad - want).abs() <= once).all()
+    assert ((one_by_one - want).abs() > once).any()  # the control: ten roundings

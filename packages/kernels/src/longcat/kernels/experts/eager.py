@@ -27,11 +27,13 @@ def experts(
         x_sorted = x_sorted.index_select(0, rows)
     dtype = autocast_dtype(x_sorted)
     if dtype is not None:
-        x_sorted, gate_up, down = x_sorted.to(dtype), gate_up.to(dtype), down.to(dtype)
-    if x_sorted.shape[0] == 0 or gate_up.shape[0] == 0:
-        return _nothing(x_sorted, gate_up, down)
+        x_sorted = x_sorted.to(dtype)
     if loop.pays(x_sorted, len(gate_up)):
         return loop.experts(x_sorted, gate_up, down, offsets)
+    if dtype is not None:
+        gate_up, down = gate_up.to(dtype), down.to(dtype)
+    if x_sorted.shape[0] == 0 or gate_up.shape[0] == 0:
+        return _nothing(x_sorted, gate_up, down)
     gate, up = _grouped_linear(x_sorted, gate_up, offsets).chunk(2, dim=-1)
     return _grouped_linear(swiglu_eager.swiglu(gate, up), down, offsets)
 

@@ -6,7 +6,9 @@ and backward; the products are those of `onednn`; and each sees a multiple of BL
 writes code for every new shape, routing makes new row counts in every step, and that code would
 cost as much as the products themselves.
 
-The gradient is written by hand. It keeps the rows and what the first product made of them.
+The gradient is written by hand. It keeps the rows and what the first product made of them. Weights
+of another dtype than the rows are cast expert by expert, where they are used, and their gradients
+are cast back as they come: under autocast no second set of them is ever held.
 """
 
 from __future__ import annotations
@@ -29,12 +31,15 @@ def pays(rows: Tensor, n_experts: int) -> bool:
     return (
         rows.device.type == "cpu"
         and rows.dtype in (torch.float32, torch.bfloat16, torch.float16)
-        and rows.shape[0] >= BLOCK * n_experts
+        and rows.shape[0] >= max(BLOCK * n_experts, 1)
     )
 
 
 def experts(x_sorted: Tensor, gate_up: Tensor, down: Tensor, offsets: Tensor) -> Tensor:
-    """x_sorted [S, D], gate_up [N, 2F, D], down [N, D, F], offsets [N] -> [S, D]."""
+    """x_sorted [S, D], gate_up [N, 2F, D], down [N, D, F], offsets [N] -> [S, D].
+
+    All is computed in the dtype of x_sorted.
+    """
     y: Tensor = _Experts.apply(x_sorted, gate_up, down, offsets)  # type: ignore[no-untyped-call]
     return y
 
@@ -45,9 +50,9 @@ class _Experts(torch.autograd.Function):
         y = torch.empty_like(x)
         hidden = []
         for expert, rows in _groups(offsets):
-            both = _product(_filled(x[rows]), gate_up[expert])
+            both = _product(_filled(x[rows]), gate_up[expert].to(x.dtype))
             gate, up = both.chunk(2, dim=-1)
-            made = _product(F.silu(gate).mul_(up), down[expert])
+            made = _product(F.silu(gate).mul_(up), down[expert].to(x.dtype))
             y[rows] = made[: rows.stop - rows.start]
             hidden.append(both)
         ctx.save_for_backward(x, gate_up, down, offsets, *hidden)
@@ -64,13 +69,14 @@ class _Experts(torch.autograd.Function):
             gate, up = both.chunk(2, dim=-1)
             silu = F.silu(gate)
             _product_into(grad_down[expert], of_y.mT, (silu * up).mT)
-            of_product = _product(of_y, down[expert].mT)
+            of_product = _product(of_y, down[expert].to(x.dtype).mT)
             of_both = torch.empty_like(both)
             of_gate, of_up = of_both.chunk(2, dim=-1)
             torch.mul(of_product, silu, out=of_up)
             torch.ops.aten.silu_backward(of_product.mul_(up), gate, grad_input=of_gate)
             _product_into(grad_gate_up[expert], of_both.mT, _filled(x[rows]).mT)
-            grad_x[rows] = _product(of_both, gate_up[expert].mT)[: rows.stop - rows.start]
+            of_x = _product(of_both, gate_up[expert].to(x.dtype).mT)
+            grad_x[rows] = of_x[: rows.stop - rows.start]
         return grad_x, grad_gate_up, grad_down, None
 
 
@@ -95,7 +101,7 @@ def _product(rows: Tensor, weight: Tensor) -> Tensor:
 
 
 def _product_into(out: Tensor, rows: Tensor, weight: Tensor) -> None:
-    if onednn.takes(rows, weight):
-        out.copy_(onednn.times_transposed(rows, weight))
+    if out.dtype != rows.dtype or onednn.takes(rows, weight):
+        out.copy_(_product(rows, weight))
     else:
         torch.mm(rows, weight.mT, out=out)

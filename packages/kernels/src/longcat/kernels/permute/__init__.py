@@ -23,7 +23,8 @@ def permute(x: Tensor, indices: Tensor, n_ffn: int) -> tuple[Tensor, PermutePlan
         n_ffn: N, the number of FFN experts; 0 is allowed.
 
     Returns:
-        (x_sorted [S, D], plan) with S the number of FFN slots; one host sync at most.
+        (x_sorted [S, D], plan) with S the number of FFN slots; one host sync at most. x_sorted has
+        x's dtype (torch.autocast's inside autocast).
 
     Raises:
         ValueError: an operand of the wrong shape, dtype or device.

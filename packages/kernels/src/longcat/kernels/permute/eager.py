@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from longcat.kernels.operands import autocast_dtype
 from longcat.kernels.permute.reference import PermutePlan
 
 
@@ -38,8 +39,14 @@ def plan_of(indices: Tensor, n_ffn: int) -> PermutePlan[Tensor]:
 
 
 def permute(x: Tensor, indices: Tensor, n_ffn: int) -> tuple[Tensor, PermutePlan[Tensor]]:
-    """x [T, D], indices [T, K] -> (x_sorted [S, D], plan), see reference.py."""
+    """x [T, D], indices [T, K] -> (x_sorted [S, D], plan), see reference.py.
+
+    Inside torch.autocast the tokens are cast before they are copied, not once per copy.
+    """
     plan = plan_of(indices, n_ffn)
+    dtype = autocast_dtype(x)
+    if dtype is not None:
+        x = x.to(dtype)
     rows: Tensor = _GatherRows.apply(x, plan)  # type: ignore[no-untyped-call]
     return rows, plan
 
