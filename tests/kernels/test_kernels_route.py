@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longcat.kernels import expert_counts, route, use_backend
-from longcat.kernels.route import reference
+from longcat.kernels.route import eager, reference
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -75,6 +75,31 @@ def test_ties_go_to_the_lowest_index(backend):
 def test_topk_without_a_rule_for_ties_is_caught():
     scores = torch.full((4, 768), 1 / 768)
     assert torch.topk(scores, 4).indices.tolist() != [[0, 1, 2, 3]] * 4
+
+
+@given(
+    st.lists(
+        st.lists(
+            st.sampled_from([0.0, -0.0, 1.0, -1.0, 1e-40, -1e-40, 0.25, -3.5]),
+            min_size=7,
+            max_size=7,
+        ),
+        min_size=1,
+        max_size=4,
+    ),
+    st.integers(1, 7),
+)
+def test_the_highest_are_those_of_a_stable_sort_for_values_of_any_sign(rows, count):
+    values = torch.tensor(rows, dtype=torch.float32)
+    order = torch.sort(values.double(), dim=-1, descending=True, stable=True).indices
+    assert torch.equal(eager.highest(values, count), order[:, :count])
+    assert torch.equal(eager.highest(values.double(), count), order[:, :count])
+
+
+def test_control_bits_that_are_not_turned_over_below_zero_are_noticed():
+    values = torch.tensor([[-1.0, -2.0, 0.5]])
+    assert eager.highest(values, 3).tolist() == [[2, 0, 1]]
+    assert values.view(torch.int32).argsort(descending=True).tolist() == [[2, 1, 0]]
 
 
 def test_indices_come_by_descending_score_plus_bias(randn):

@@ -238,10 +238,12 @@ def _measure_kernels(device: str, rounds: int) -> dict[str, Any]:
 def _measure_train(rounds: int) -> dict[str, Any]:
     from longcat.cli.benchmarks import comparison, timing, train
     from longcat.cli.benchmarks.document import Clock, Row
+    from longcat.train.allocator import keep_freed_memory
 
     missing = train.transformers_missing()
     if missing:
         typer.echo(missing, err=True)
+    keep_freed_memory()  # as `longcat train` does; transformers has the good of it, too
     clock = Clock()
     peaks: list[Row] = []
     rows: list[Row] = []

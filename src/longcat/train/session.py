@@ -14,6 +14,7 @@ from typing import Any
 
 from longcat.flash import FlashConfig, FlashModel
 from longcat.flash.checkpoint import save_checkpoint
+from longcat.train.allocator import keep_freed_memory
 from longcat.train.directory import RunDirectory
 from longcat.train.distill import DistillRecord, DistillSettings, distill_mtp
 from longcat.train.errors import RunError
@@ -89,6 +90,7 @@ def open_run(
     check_memory(config, settings, count)
     directory.check_new()
     limit_threads(1)
+    keep_freed_memory()
     try:
         prepared = _prepare(directory, settings, origin, config, say)
         say("measuring speed")
@@ -153,6 +155,7 @@ def resume_run(
     settings = _merged(saved, wanted)
     count, why = choose_processes(processes, settings.micro_batches)
     limit_threads(1)
+    keep_freed_memory()
     say("reading the run")
     snapshot = directory.restore() if from_step is None else directory.rewind(from_step)
     prepared = replace(reopen(directory), settings=settings)

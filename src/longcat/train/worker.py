@@ -25,11 +25,13 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     task = WorkerTask(**json.loads(sys.stdin.read()))
 
+    from longcat.train.allocator import keep_freed_memory
     from longcat.train.exchange import limit_threads, meet, open_store, signs_of
     from longcat.train.loop import work
     from longcat.train.parallel.layout import Layout
 
     limit_threads(1)
+    keep_freed_memory()
     store = open_store(task.store, task.world)
     store.set(f"arrived-{task.rank}", "yes")
     layout = Layout(expert_parallel=task.expert_parallel, fsdp=task.fsdp)

@@ -27,7 +27,10 @@ def peak_bytes(form: Form, config: FlashConfig) -> int:
 def _two_steps(form: Form, config: FlashConfig) -> int:
     import torch
 
+    from longcat.train.allocator import keep_freed_memory
+
     torch.set_num_threads(1)
+    keep_freed_memory()
     # A model of one layer pays for what is imported and set up late.
     tiny = FlashConfig.preset("nano", num_nextn_predict_layers=0, num_layers=1)
     Step(form.build(tiny), form, tiny.vocab_size)

@@ -2,9 +2,10 @@
 
 A step is forward, backward and a fused AdamW. Both models start from the same weights and must
 compute the same loss before anything is timed; then they take turns on the same batches, a fresh
-one every step. transformers runs at its best: fused attention (sdpa), no cache, and in bfloat16
-whichever of its two ways is faster: autocast over float32 weights, or everything in bfloat16. It
-has no MTP head, so neither model has one here.
+one every step. Ours ends in the cross entropy that `longcat train` uses. transformers runs at its
+best: fused attention (sdpa), no cache, and in bfloat16 whichever of its two ways is faster:
+autocast over float32 weights, or everything in bfloat16. It has no MTP head, so neither model has
+one here.
 
 What a step is worth is counted in model operations (`longcat.flash.operations`).
 """
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from longcat.flash import FlashConfig, FlashModel
 from longcat.flash.operations import causal_pairs, training_operations
 from longcat.flash.recompute import Recompute
+from longcat.kernels import cross_entropy
 from longcat.optim import adamw
 from longcat.train.peak import square_products
 
@@ -140,8 +142,11 @@ class Step:
         """Mean cross entropy of ids [B, T+1]."""
         extra = {} if self.form.ours else {"use_cache": False}
         with torch.autocast("cpu", torch.bfloat16, enabled=self.form.autocast):
-            logits = self.model(ids[:, :-1], **extra).logits
-            return F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
+            logits = self.model(ids[:, :-1], **extra).logits.flatten(0, 1)
+            targets = ids[:, 1:].flatten()
+            if self.form.ours:
+                return cross_entropy(logits, targets) / len(targets)
+            return F.cross_entropy(logits.float(), targets)
 
 
 def steps(config: FlashConfig, precision: str, *, compare: bool) -> dict[str, Step]:

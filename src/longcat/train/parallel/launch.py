@@ -19,6 +19,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from longcat.train.allocator import keep_freed_memory
 from longcat.train.errors import RunError
 from longcat.train.exchange import Exchange, limit_threads, use_loopback
 from longcat.train.parallel.layout import Layout
@@ -97,6 +98,7 @@ def follow(launch: Launch) -> None:
     from longcat.train.loop import work
 
     limit_threads(1)
+    keep_freed_memory()
     signs = _join(launch)
     told: list[Any] = [None]
     try:

@@ -16,11 +16,26 @@ def route(
     """
     scores = torch.softmax(logits, dim=-1)
     if chosen is None:
-        # torch.topk leaves the order of equals open; a stable sort puts the lowest index first.
-        order = torch.sort(scores.detach() + bias.detach(), dim=-1, descending=True, stable=True)
-        chosen = order.indices[:, :top_k].contiguous()
+        chosen = highest(scores.detach() + bias.detach(), top_k)
     gates = scores.gather(-1, chosen) * scale
     return scores, chosen, gates
+
+
+def highest(values: Tensor, count: int) -> Tensor:
+    """The places of the `count` highest of [T, E] in each row, of equals the lowest -> [T, count].
+
+    torch.topk leaves the order of equals open, and a stable sort of all E is three times as slow on
+    a CPU. In float32 there is a way between: the bits of a float, read as an integer, rise with it
+    (below zero once they are turned over), and behind them is room for the place.
+    """
+    if values.dtype != torch.float32:
+        order = torch.sort(values, dim=-1, descending=True, stable=True)
+        return order.indices[:, :count].contiguous()
+    bits = (values + 0.0).view(torch.int32)  # the sum makes -0 the 0 that it equals
+    rising = bits ^ (bits >> 31 & 0x7FFFFFFF)
+    places = torch.arange(values.shape[-1] - 1, -1, -1, device=values.device)
+    keys = (rising.to(torch.int64) << 32) + places
+    return torch.topk(keys, count, dim=-1).indices
 
 
 def expert_counts(indices: Tensor, n_experts: int, token_mask: Tensor | None = None) -> Tensor:
