@@ -181,12 +181,12 @@ def markov_cache() -> type[MarkovCache]:
 
 
 @pytest.fixture
-def law_surprise() -> Callable[[Sequence[int], np.ndarray], float]:
-    """law_surprise(tokens, p[V,V,V]): distance of the observed transitions from the law p."""
+def law_surprise() -> Callable[..., float]:
+    """law_surprise(p[V,V,V], *texts): distance of the observed transitions from the law p."""
 
-    def measure(tokens: Sequence[int], p: np.ndarray) -> float:
+    def measure(p: np.ndarray, *texts: Sequence[int]) -> float:
         vocab = p.shape[-1]
-        observed = transitions(tokens, vocab)
+        observed = sum(transitions(tokens, vocab) for tokens in texts)
         return surprise(observed, observed.sum(1, keepdims=True) * p.reshape(-1, vocab))
 
     return measure

@@ -121,7 +121,7 @@ def test_sampled_text_follows_the_targets_law(
     model = markov(vocab=4, quality=0.5)
     params = SamplingParams(max_tokens=4000, temperature=1.0, seed=2)
     text = ids(decode(model, PROMPT, params, True, num_drafts))
-    assert law_surprise(text, np.exp(model.table) / np.exp(model.table).sum(-1, keepdims=True)) < 4
+    assert law_surprise(np.exp(model.table) / np.exp(model.table).sum(-1, keepdims=True), text) < 4
 
 
 class RatioTestWithArgmaxDraft(Decoding):
@@ -163,7 +163,7 @@ def test_the_law_check_rejects_a_ratio_test_on_an_argmax_draft(
     model = markov(vocab=4, quality=0.5)
     params = SamplingParams(max_tokens=4000, temperature=1.0, seed=2)
     text = ids(RatioTestWithArgmaxDraft(model, PROMPT, params, True, 1))
-    assert law_surprise(text, np.exp(model.table) / np.exp(model.table).sum(-1, keepdims=True)) > 20
+    assert law_surprise(np.exp(model.table) / np.exp(model.table).sum(-1, keepdims=True), text) > 20
 
 
 def latents_are_the_targets(model: Any, text: Sequence[int]) -> bool:

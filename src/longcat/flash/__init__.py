@@ -3,6 +3,7 @@
 from longcat.flash.accounting import Accounting, count_parameters
 from longcat.flash.config import FlashConfig
 from longcat.flash.errors import CheckpointError, ConfigError
+from longcat.flash.llm import load_llm
 from longcat.flash.model import FlashModel
 from longcat.flash.stack import FlashOutput
 
@@ -14,4 +15,5 @@ __all__ = [
     "FlashModel",
     "FlashOutput",
     "count_parameters",
+    "load_llm",
 ]

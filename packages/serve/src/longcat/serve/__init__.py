@@ -12,6 +12,7 @@ from longcat.serve.batch import decode_batch, pad_left
 from longcat.serve.config import EngineConfig, EngineStats
 from longcat.serve.constraint import Constraint, ConstraintFactory, ConstraintSpec
 from longcat.serve.engine import Engine
+from longcat.serve.llm import LLM, Completion
 from longcat.serve.params import SamplingParams
 from longcat.serve.protocol import Cache, LatentLayout, Model, Tokenizer
 from longcat.serve.request import Delta, PromptToken, Request, Token
@@ -19,7 +20,9 @@ from longcat.serve.sampling import probabilities
 from longcat.serve.speculation import DecodeStats, Decoding, decode
 
 __all__ = [
+    "LLM",
     "Cache",
+    "Completion",
     "Constraint",
     "ConstraintFactory",
     "ConstraintSpec",

@@ -21,7 +21,8 @@ from longcat.serve.reference import TOKEN
 class Sampler:
     """How each of R rows is drawn; all tensors [R,1], so that they broadcast over places.
 
-    greedy    no row draws anything. filtered: some row leaves tokens out
+    greedy    no row draws anything. mixed: some do, and some do not
+    filtered  some row leaves tokens out
     """
 
     temperature: Tensor
@@ -31,6 +32,7 @@ class Sampler:
     seed: Tensor
     choice: Tensor
     greedy: bool
+    mixed: bool
     filtered: bool
 
     @classmethod
@@ -55,19 +57,20 @@ class Sampler:
             seed=column([seed_word(seed) for seed in seeds], word),
             choice=column(choices, word),
             greedy=all(p.greedy for p in params),
+            mixed=len({p.greedy for p in params}) > 1,
             filtered=any(p.top_k or p.top_p < 1 or p.min_p for p in params if not p.greedy),
         )
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """The distributions that logits [R,W,V] are sampled from -> float64 [R,W,V]."""
-        point = torch.zeros_like(logits, dtype=torch.float64)
-        point.scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
         if self.greedy:
-            return point
+            return _point(logits)
         greedy = (self.temperature == 0).unsqueeze(-1)
         temperature = self.temperature.unsqueeze(-1).masked_fill(greedy, 1.0)
         p = torch.softmax(logits.double() / temperature, dim=-1)
-        return torch.where(greedy, point, self._filter(p) if self.filtered else p)
+        if self.filtered:
+            p = self._filter(p)
+        return torch.where(greedy, _point(logits), p) if self.mixed else p
 
     def _filter(self, p: Tensor) -> Tensor:
         # One stable sort serves all three filters: none of them reorders what it keeps.
@@ -101,6 +104,12 @@ class Sampler:
         return scores.argmax(-1)
 
 
+def _point(logits: Tensor) -> Tensor:
+    """All mass on the largest logit of each row, the first of equals."""
+    point = torch.zeros_like(logits, dtype=torch.float64)
+    return point.scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
+
+
 def fresh_seed() -> int:
     """A random 64-bit seed, for parameters that name none."""
     return secrets.randbits(64)
@@ -127,13 +136,18 @@ def choose(
 
     Raises ValueError when the logits hold NaN or infinity: nothing sensible can follow.
     """
-    if logits.device.type == "mps":  # has no float64
-        logits = logits.cpu()
-    rows = len(seeds)
-    sampler = Sampler.of([params] * rows, seeds, [0] * rows, logits.device)
-    places = torch.tensor(positions, dtype=torch.int64).to(logits.device).unsqueeze(1)
-    tokens = sampler.choose(logits.unsqueeze(1), places).squeeze(1)
-    chosen, finite = torch.stack([tokens, finite_rows(logits).long()]).tolist()
+    sampler = Sampler.of([params] * len(seeds), seeds, [0] * len(seeds))
+    return choose_now(sampler, logits.unsqueeze(1), torch.tensor(positions).unsqueeze(1))
+
+
+def choose_now(sampler: Sampler, logits: Tensor, positions: Tensor) -> list[int]:
+    """The tokens that logits [R,W,V] give at positions [R,W], read back, row by row.
+
+    The draw happens where the sampler's tensors are. Raises as `choose`.
+    """
+    logits = logits.to(sampler.seed.device)
+    tokens = sampler.choose(logits, positions)
+    chosen, finite = torch.stack([tokens, finite_rows(logits).long()]).flatten(1).tolist()
     if not all(finite):
         raise ValueError(NO_CHOICE)
     return [int(token) for token in chosen]

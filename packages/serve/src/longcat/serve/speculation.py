@@ -28,7 +28,7 @@ from torch import Tensor
 from longcat.serve.params import SamplingParams
 from longcat.serve.protocol import Model
 from longcat.serve.request import Token
-from longcat.serve.sampling import choose, fresh_seed
+from longcat.serve.sampling import Sampler, choose_now, fresh_seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +95,7 @@ class Decoding(Iterator[Token]):
         self._run_hidden: Tensor | None = None
         self._ready: list[Token] = []
         self.seed = fresh_seed() if params.seed is None else params.seed
+        self._sampler = Sampler.of([params], [self.seed], [0])
         self.greedy = params.greedy
         self.finish_reason: str | None = None
         zeros = (0,) * self._num_drafts
@@ -148,8 +149,8 @@ class Decoding(Iterator[Token]):
 
     def _choose(self, logits: Tensor, first_position: int) -> list[int]:
         """The tokens that logits[R,V] give at consecutive positions of this sequence."""
-        rows = range(first_position, first_position + logits.shape[0])
-        return choose(logits, self._params, [self.seed] * len(rows), rows)
+        positions = torch.arange(first_position, first_position + logits.shape[0])
+        return choose_now(self._sampler, logits.unsqueeze(0), positions.unsqueeze(0))
 
     def _accept(self, drafts: list[int], chosen: list[int]) -> int:
         """How many leading drafts are what the target chose itself."""

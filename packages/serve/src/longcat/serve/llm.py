@@ -1,0 +1,153 @@
+"""Texts in, texts out, all at once: the engine without a server.
+
+llm = LLM(model, tokenizer)
+for completion in llm.generate(["Once", "Twice"], SamplingParams(max_tokens=20)):
+    print(completion.text)
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from longcat.serve.config import EngineConfig, EngineStats
+from longcat.serve.constraint import ConstraintFactory
+from longcat.serve.engine import Engine
+from longcat.serve.params import SamplingParams
+from longcat.serve.protocol import Model, Tokenizer
+from longcat.serve.request import Delta, PromptToken, Request, Token
+
+Prompt = str | Sequence[int]
+
+
+class TextTokenizer(Tokenizer, Protocol):
+    """A tokenizer that knows the token a text begins with."""
+
+    @property
+    def bos_id(self) -> int: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """One continued prompt; the fields are those of `Delta`, for the whole text.
+
+    prompt_ids  what was continued. choice: its index among the n of one prompt
+    """
+
+    prompt_ids: tuple[int, ...]
+    choice: int
+    text: str
+    tokens: tuple[Token, ...]
+    finish_reason: str
+    stop_reason: str | int | None = None
+    prompt_logprobs: tuple[PromptToken, ...] | None = None
+    cached_tokens: int = 0
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """Ids of the generated tokens."""
+        return tuple(token.id for token in self.tokens)
+
+
+class LLM:
+    """A model, a tokenizer, and an engine between calls of `generate`.
+
+    Args: as `Engine`. The prefix cache lives as long as the LLM.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        tokenizer: TextTokenizer,
+        config: EngineConfig | None = None,
+        *,
+        constraints: ConstraintFactory | None = None,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self._engine = Engine(model, tokenizer, config, constraints=constraints)
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        n: int = 1,
+    ) -> list[Completion]:
+        """Continue one prompt or many -> n completions of each, prompt by prompt.
+
+        prompts  texts, which get the beginning-of-text token in front, or token ids as they are
+        params   for all prompts, or one for each; None: the defaults
+        n        choices per prompt, which differ when they are sampled
+
+        Raises ValueError as `Engine.add`, before anything is computed, and RuntimeError when the
+        model's logits are no numbers.
+        """
+        asked = _listed(prompts)
+        each = params if isinstance(params, Sequence) else [params or SamplingParams()] * len(asked)
+        if len(each) != len(asked):
+            raise ValueError(f"generate: {len(asked)} prompts but {len(each)} params")
+        if n < 1:
+            raise ValueError(f"generate: n must be at least 1; got {n}")
+        requests = [
+            Request(
+                request_id=f"{index}.{choice}",
+                prompt_ids=tuple(self._ids(prompt)),
+                params=of_prompt,
+                choice=choice,
+            )
+            for index, (prompt, of_prompt) in enumerate(zip(asked, each, strict=True))
+            for choice in range(n)
+        ]
+        try:
+            for request in requests:
+                self._engine.add(request)
+            deltas: dict[str, list[Delta]] = {request.request_id: [] for request in requests}
+            while self._engine.has_work:
+                for delta in self._engine.step():
+                    deltas[delta.request_id].append(delta)
+        finally:
+            for request in requests:
+                self._engine.abort(request.request_id)
+        return [_whole(request, deltas[request.request_id]) for request in requests]
+
+    def stats(self) -> EngineStats:
+        """The engine's counters, over all calls."""
+        return self._engine.stats()
+
+    def _ids(self, prompt: Prompt) -> Sequence[int]:
+        if isinstance(prompt, str):
+            return [self.tokenizer.bos_id, *self.tokenizer.encode(prompt)]
+        return prompt
+
+
+def _listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """One prompt or many as a list of them; ids make one prompt."""
+    if isinstance(prompts, str):
+        return [prompts]
+    many: list[Prompt] = []
+    ids: list[int] = []
+    for prompt in prompts:
+        if isinstance(prompt, int):
+            ids.append(prompt)
+        else:
+            many.append(prompt)
+    if ids and many:
+        raise ValueError(
+            "generate: prompts must be texts or lists of token ids, not ids among them"
+        )
+    return [ids] if ids else many
+
+
+def _whole(request: Request, deltas: list[Delta]) -> Completion:
+    first, last = deltas[0], deltas[-1]
+    if last.error is not None:
+        raise RuntimeError(last.error)
+    return Completion(
+        prompt_ids=request.prompt_ids,
+        choice=request.choice,
+        text="".join(delta.text for delta in deltas),
+        tokens=tuple(token for delta in deltas for token in delta.tokens),
+        finish_reason=last.finish_reason or "",
+        stop_reason=last.stop_reason,
+        prompt_logprobs=first.prompt_logprobs,
+        cached_tokens=first.cached_tokens,
+    )
