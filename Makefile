@@ -74,10 +74,11 @@ codegen: $(DEV)  ## compile every Triton kernel for sm_90a (no GPU needed) and w
 	@env -u TRITON_INTERPRET TRITON_CACHE_DIR=$$(mktemp -d) $(BIN)/python -m longcat.kernels.proof.codegen \
 	  --write packages/kernels/src/longcat/kernels/proof/generated_code.md
 
-bench: $(DEV)  ## measure the kernels and a training step on the CPU, the step against transformers
+bench: $(DEV)  ## measure kernels, training and serving on the CPU, the last two against transformers
 	@$(BIN)/longcat bench kernels
 	@$(BIN)/longcat bench train
 	@$(BIN)/longcat bench recompute
+	@$(BIN)/longcat bench serve
 
 bench-gpu: $(RUN)  ## the same on a CUDA device
 	@$(BIN)/longcat bench kernels --device cuda

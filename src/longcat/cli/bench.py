@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from longcat.cli.benchmarks.acceptance.command import command as acceptance
+from longcat.cli.benchmarks.serve.command import command as serve
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -149,6 +150,7 @@ def paper(
     typer.echo(f"written: {', '.join(str(path) for path in written)}")
 
 
+app.command("serve")(serve)
 app.command("acceptance")(acceptance)
 
 

@@ -41,17 +41,37 @@ def interleaved(
     Raises:
         ValueError: fewer than 3 rounds, of which no spread could be told.
     """
-    if rounds < 3:
-        raise ValueError(f"bench: expected at least 3 rounds, got {rounds}; use --rounds 3 or more")
+    _check_rounds(rounds)
     calls = {name: _calls_per_sample(form) for name, form in forms.items()}
     samples: dict[str, list[tuple[float, float]]] = {name: [] for name in forms}
     for _ in range(rounds):
         for name, form in forms.items():
             samples[name].append(_sample(form, calls[name]))
-    return {name: _summary(taken, device) for name, taken in samples.items()}
+    return {name: summary(taken, device) for name, taken in samples.items()}
 
 
-def _summary(samples: list[tuple[float, float]], device: str) -> Timing:
+def in_turns(
+    forms: Mapping[str, Callable[[], object]], *, rounds: int
+) -> dict[str, list[tuple[float, float]]]:
+    """(wall, CPU) seconds of `rounds` calls of every form, in turns, after one call each.
+
+    For forms that take long enough to be timed one call at a time.
+
+    Raises:
+        ValueError: fewer than 3 rounds, of which no spread could be told.
+    """
+    _check_rounds(rounds)
+    samples: dict[str, list[tuple[float, float]]] = {name: [] for name in forms}
+    for form in forms.values():
+        form()
+    for _ in range(rounds):
+        for name, form in forms.items():
+            samples[name].append(_sample(form, 1))
+    return samples
+
+
+def summary(samples: list[tuple[float, float]], device: str) -> Timing:
+    """Of (wall, CPU) seconds; what counts on a CPU is processor time."""
     wall, cpu = ([sample[i] for sample in samples] for i in (0, 1))
     low, middle, high = statistics.quantiles(cpu if device == "cpu" else wall, n=4)
     return Timing(
@@ -59,6 +79,11 @@ def _summary(samples: list[tuple[float, float]], device: str) -> Timing:
         spread=(high - low) / max(middle, 1e-12),
         wall=statistics.median(wall),
     )
+
+
+def _check_rounds(rounds: int) -> None:
+    if rounds < 3:
+        raise ValueError(f"bench: expected at least 3 rounds, got {rounds}; use --rounds 3 or more")
 
 
 @contextmanager

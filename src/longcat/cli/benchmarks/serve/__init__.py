@@ -1,0 +1,1 @@
+"""`longcat bench serve`: our engine beside transformers' generate, and the load of a server."""

@@ -1,0 +1,90 @@
+"""Who continues the prompts: our engine, or transformers' generate, greedily and to a length."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+import torch
+
+from longcat.flash import FlashModel
+from longcat.serve import Engine, EngineConfig, Model, Request, SamplingParams, pad_left
+
+Prompts = Sequence[Sequence[int]]
+
+CHUNK = 2048  # tokens of prompts fed in one pass
+PAGES = 512
+
+
+def load_ours(directory: str, dtype: torch.dtype) -> FlashModel:
+    """Our model of a checkpoint."""
+    return FlashModel.from_pretrained(directory, dtype=dtype).eval()
+
+
+class Ours:
+    """The engine; without drafts and without a prefix cache, unless asked for."""
+
+    def __init__(self, model: Model, *, drafts: int | None = 0, prefix_cache: bool = False) -> None:
+        self.engine = Engine(
+            model,
+            None,
+            EngineConfig(
+                num_pages=PAGES, token_budget=CHUNK, num_drafts=drafts, prefix_cache=prefix_cache
+            ),
+        )
+        self._ids = map(str, itertools.count())
+
+    def __call__(self, prompts: Prompts, counts: Sequence[int]) -> list[list[int]]:
+        """counts[i] tokens after prompts[i], all of them batched as they come."""
+        tokens: dict[str, list[int]] = {}
+        for prompt, count in zip(prompts, counts, strict=True):
+            request_id = next(self._ids)
+            tokens[request_id] = []
+            params = SamplingParams(max_tokens=count, ignore_eos=True)
+            self.engine.add(Request(request_id=request_id, prompt_ids=tuple(prompt), params=params))
+        while self.engine.has_work:
+            for delta in self.engine.step():
+                if delta.error is not None:
+                    raise RuntimeError(delta.error)
+                tokens[delta.request_id] += [token.id for token in delta.tokens]
+        return list(tokens.values())
+
+
+class Theirs:
+    """transformers' generate on a left-padded batch, with its own cache and fused attention."""
+
+    def __init__(self, directory: str, dtype: torch.dtype) -> None:
+        hf: Any = import_module("transformers")
+        hf.utils.logging.set_verbosity_error()
+        hf.utils.logging.disable_progress_bar()
+        self.model = hf.LongcatFlashForCausalLM.from_pretrained(
+            directory, dtype=dtype, attn_implementation="sdpa"
+        ).eval()
+        self.model.generation_config.eos_token_id = None  # everybody goes to the full length
+        self.model.generation_config.pad_token_id = 0
+
+    def __call__(self, prompts: Prompts, counts: Sequence[int]) -> list[list[int]]:
+        """counts[i] tokens after prompts[i]; all rows run until the longest one ends."""
+        ids, mask = pad_left(prompts, 0)
+        out = self.model.generate(
+            ids, attention_mask=mask.long(), max_new_tokens=max(counts), do_sample=False
+        )
+        texts: list[list[int]] = out[:, ids.shape[1] :].tolist()
+        return [text[:count] for text, count in zip(texts, counts, strict=True)]
+
+
+class FreshPrompts:
+    """Random prompts, no two alike."""
+
+    def __init__(self, vocab_size: int, seed: int = 1) -> None:
+        self._vocab = vocab_size
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, *lengths: int) -> list[list[int]]:
+        """One prompt of each length."""
+        return [
+            torch.randint(4, self._vocab, (length,), generator=self._generator).tolist()
+            for length in lengths
+        ]

@@ -1,0 +1,125 @@
+"""Claims about `longcat bench serve`: the same work, counted right, and drafts at a chosen rate."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from longcat.cli import main
+from longcat.cli.benchmarks.serve import batching, drafts, precision, shapes, speed
+from longcat.cli.benchmarks.serve.forms import FreshPrompts, Ours
+from longcat.cli.benchmarks.serve.replayed import Replayed
+from longcat.flash import FlashConfig, FlashModel
+from longcat.flash.operations import causal_pairs, training_operations
+
+TOY = FlashConfig.preset("nano", vocab_size=256, hidden_size=64, num_layers=1)
+COUNT = 24
+
+
+@pytest.fixture(scope="module")
+def toy() -> FlashModel:
+    return FlashModel(TOY, seed=0).eval()
+
+
+def test_nothing_is_timed_of_models_that_say_different_things(toy: FlashModel) -> None:
+    prompts = FreshPrompts(TOY.vocab_size)(5)
+    speed.check_alike({"a": Ours(toy), "b": Ours(toy)}, prompts)
+    other = FlashModel(TOY, seed=1).eval()
+    with pytest.raises(ValueError, match="must continue a prompt alike"):
+        speed.check_alike({"a": Ours(toy), "b": Ours(other)}, prompts)
+
+
+def test_replayed_drafts_change_no_token(toy: FlashModel) -> None:
+    prompts = FreshPrompts(TOY.vocab_size)(6, 3)
+    model = Replayed(toy, 0.8)
+    plain = Ours(model)(prompts, [COUNT, 9])
+    assert len(set(plain[0])) == COUNT, "the walk visits every token before it repeats one"
+    assert Ours(model, drafts=3)(prompts, [COUNT, 9]) == plain
+
+
+@pytest.mark.parametrize(("rate", "low", "high"), [(0.0, 0, 0), (0.8, 0.55, 0.99), (1.0, 1, 1)])
+def test_replayed_drafts_are_right_at_the_rate_asked_for(
+    toy: FlashModel, rate: float, low: float, high: float
+) -> None:
+    run = Ours(Replayed(toy, rate), drafts=1)
+    run(FreshPrompts(TOY.vocab_size)(9), [COUNT])
+    assert low <= run.engine.stats().acceptance <= high
+
+
+def test_experts_are_counted_once_per_token_and_once_per_pass(toy: FlashModel) -> None:
+    with shapes.ExpertCount(toy) as counted:
+        Ours(toy)(FreshPrompts(TOY.vocab_size)(12, 12), [3, 3])
+    prefill, *passes = counted.passes
+    assert len(passes) == 2
+    top_k, layers = TOY.router.top_k, len(toy.model.layers)
+    assert 24 < prefill.slots <= 24 * top_k * layers
+    for one in passes:
+        assert 0 < one.unique <= min(one.slots, TOY.router.n_routed_experts * layers)
+        assert one.slots <= 2 * top_k * layers
+
+
+def test_a_pass_that_uses_every_expert_reads_all_weights_but_embedding_and_head(
+    toy: FlashModel,
+) -> None:
+    every = TOY.router.n_routed_experts * len(toy.model.layers)
+    left_out = [
+        p
+        for name, p in toy.named_parameters()
+        if ".mtp." in name or name == "model.embed_tokens.weight"
+    ]
+    total = sum(4 * p.numel() for p in toy.parameters())
+    assert shapes.touched_bytes(toy, every) == total - sum(4 * p.numel() for p in left_out)
+    assert shapes.touched_bytes(toy, 0) < shapes.touched_bytes(toy, every)
+
+
+def test_a_prompt_is_worth_a_third_of_a_training_step_less_unwanted_logits() -> None:
+    step = training_operations(
+        TOY, tokens=7, pairs=causal_pairs(1, 7), ffn_slots=20, draft_head=False
+    )
+    unwanted = 2 * TOY.vocab_size * TOY.hidden_size * 6
+    assert shapes.prefill_operations(TOY, 7, 20) == pytest.approx(step / 3 - unwanted)
+
+
+def test_prompts_that_begin_alike_find_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batching, "PROMPT", 64)
+    monkeypatch.setattr(batching, "SHARED", 48)
+    cold, hit = batching.measure_prefix("toy", TOY, 3)
+    assert (cold["form"], cold["x_cold"]) == ("cold", 1.0)
+    assert hit["form"] == "hit"
+
+
+@pytest.mark.slow
+def test_the_whole_document_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("transformers", minversion="5.0")
+    monkeypatch.setattr(shapes, "shapes", lambda: {"toy": TOY})
+    for module, name, value in (
+        (speed, "PROMPTS", (16,)),
+        (speed, "DECODED", 3),
+        (speed, "PRODUCT", 64),
+        (speed, "READ", 64),
+        (speed, "BATCHES", (1, 2)),
+        (drafts, "TOKENS", 8),
+        (drafts, "BATCHES", (1, 2)),
+        (batching, "ASKED", (5, 9)),
+        (batching, "ANSWERED", (3, 2)),
+        (batching, "PROMPT", 64),
+        (batching, "SHARED", 48),
+        (precision, "BYTES", 2000),
+    ):
+        monkeypatch.setattr(module, name, value)
+    assert main.main(["bench", "serve", "--rounds", "3", "--out", str(tmp_path), "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert json.loads((tmp_path / "serve-cpu.json").read_text(encoding="utf-8")) == printed
+    for table in ("limits", "prefill", "decode", "ragged", "prefix", "drafts", "quality"):
+        assert printed[table]
+    for table in ("prefill", "decode", "ragged"):
+        ours, theirs = printed[table][:2]
+        assert (ours["form"], theirs["form"], theirs["x_transformers"]) == (
+            "longcat",
+            "transformers",
+            1.0,
+        )
+    half, single = printed["quality"][1], printed["quality"][0]
+    assert abs(half["bits_per_byte"] - single["bits_per_byte"]) < 0.05
