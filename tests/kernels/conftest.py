@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -98,6 +101,28 @@ def interpreter() -> None:
     from longcat.kernels.proof.interpreter import repair
 
     repair()
+
+
+@pytest.fixture
+def mutate(tmp_path: Path) -> Callable[[ModuleType, str, str], ModuleType]:
+    """`mutate(module, old, new)`: the module with one piece of its source replaced.
+
+    Triton reads a kernel's source from its file, so the mutant is written to one.
+    """
+
+    def make(module: ModuleType, old: str, new: str) -> ModuleType:
+        source = Path(str(module.__file__)).read_text()
+        assert source.count(old) == 1, f"{old!r} stands {source.count(old)} times in the source"
+        path = tmp_path / f"mutant_{len(list(tmp_path.iterdir()))}.py"
+        path.write_text(source.replace(old, new))
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None
+        assert spec.loader is not None
+        mutant = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(mutant)
+        return mutant
+
+    return make
 
 
 @pytest.fixture

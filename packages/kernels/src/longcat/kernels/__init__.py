@@ -6,6 +6,7 @@ tensors' device (see dispatch.py). Shapes: B batch, T tokens, D model width, H h
 R rope, N FFN experts, Z identity experts, E = N + Z, K choices per token, S FFN slots, F FFN width.
 """
 
+from longcat.kernels import multimem
 from longcat.kernels.cross_entropy import cross_entropy
 from longcat.kernels.dispatch import Backend, exact, exact_enabled, triton_installed, use_backend
 from longcat.kernels.experts import experts
@@ -16,7 +17,7 @@ from longcat.kernels.mla_prefill import mla_prefill
 from longcat.kernels.permute import PermutePlan, combine, permute
 from longcat.kernels.rmsnorm import RMSNorm, rmsnorm
 from longcat.kernels.rope import rope, rope_frequencies
-from longcat.kernels.route import expert_counts, route
+from longcat.kernels.route import expert_counts, fused_route, route
 from longcat.kernels.swiglu import swiglu
 
 __all__ = [
@@ -30,9 +31,11 @@ __all__ = [
     "exact_enabled",
     "expert_counts",
     "experts",
+    "fused_route",
     "linear",
     "mla_decode",
     "mla_prefill",
+    "multimem",
     "permute",
     "rmsnorm",
     "rope",

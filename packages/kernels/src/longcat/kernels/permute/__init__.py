@@ -37,7 +37,12 @@ def permute(x: Tensor, indices: Tensor, n_ffn: int) -> tuple[Tensor, PermutePlan
     sizes: dict[str, int] = {}
     check_shape("permute", "x", x, "T D", sizes)
     check_shape("permute", "indices", indices, "T K", sizes)
-    if choose("permute", x) == "numpy":
+    form = choose("permute", x, has_kernel=_has_kernel(x), inference_only=True)
+    if form == "triton":
+        from longcat.kernels.permute import triton_kernel
+
+        return triton_kernel.permute(x, indices, n_ffn)
+    if form == "numpy":
         rows, plan = reference.permute(to_numpy(x), to_numpy(indices), n_ffn)
         tensors = PermutePlan(
             slots=torch.from_numpy(plan.slots).to(x.device),
@@ -94,7 +99,13 @@ def combine(
             f"combine: plan was made for T, K, S = {planned}, got operands with "
             f"{(sizes['T'], sizes['K'], sizes['S'])}; pass the plan that permute returned for them"
         )
-    if choose("combine", y_sorted, gates, x) == "numpy":
+    operands = (y_sorted, gates, x)
+    form = choose("combine", *operands, has_kernel=_has_kernel(x), inference_only=True)
+    if form == "triton":
+        from longcat.kernels.permute import triton_kernel
+
+        return triton_kernel.combine(y_sorted, plan, gates, indices, x, n_ffn)
+    if form == "numpy":
         arrays = PermutePlan(
             slots=to_numpy(plan.slots),
             tokens=to_numpy(plan.tokens),
@@ -108,3 +119,7 @@ def combine(
         return result
     # Every token's sum runs over its own slots in their order: exact mode needs no other form.
     return eager.combine(y_sorted, plan, gates, indices, x, n_ffn)
+
+
+def _has_kernel(x: Tensor) -> bool:
+    return x.dtype in (torch.float32, torch.bfloat16, torch.float16)

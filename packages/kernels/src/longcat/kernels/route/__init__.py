@@ -9,7 +9,7 @@ from longcat.kernels.dispatch import choose, through_numpy
 from longcat.kernels.operands import check_dtype, check_shape, check_together
 from longcat.kernels.route import eager, reference
 
-__all__ = ["expert_counts", "route"]
+__all__ = ["expert_counts", "fused_route", "route"]
 
 
 def route(
@@ -49,14 +49,75 @@ def route(
     if chosen is not None:
         check_dtype("route", "chosen", chosen, torch.int64)
         check_shape("route", "chosen", chosen, "T K", sizes | {"K": top_k})
-    match choose("route", logits):
+    fits = chosen is None and logits.dtype == bias.dtype == torch.float32
+    match choose("route", logits, has_kernel=fits, inference_only=True):
         case "numpy":
             result: tuple[Tensor, Tensor, Tensor] = through_numpy(
                 reference.route, logits, bias, top_k, scale, chosen, like=logits
             )
             return result
+        case "triton":
+            from longcat.kernels.route import triton_kernel
+
+            return triton_kernel.fused_route(logits, bias, top_k, scale, sizes["E"])[:3]
         case _:  # rows never meet, so exact mode needs no form of its own
             return eager.route(logits, bias, top_k, scale, chosen)
+
+
+def fused_route(
+    logits: Tensor,
+    bias: Tensor,
+    top_k: int,
+    scale: float,
+    n_ffn: int,
+    token_mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """All that a layer wants to know of its router, in one pass over the logits.
+
+    `route`, `expert_counts`, and each token's summed gate of identity experts.
+
+    Args:
+        logits: [T, E], float32 or float64.
+        bias: [E], same dtype.
+        top_k: K, 1 to E.
+        scale: the routed scaling factor.
+        n_ffn: N; experts from N on return their input.
+        token_mask: [T] bool, False for padding, which is not counted.
+
+    Returns:
+        (scores [T, E], indices [T, K], gates [T, K], identity gate [T], counts [E] int64).
+
+    Raises:
+        ValueError: an operand of the wrong shape, dtype or device, or top_k out of range.
+
+    Source: report eq. 1 and section 2.1.
+    """
+    op = "fused_route"
+    check_together(op, logits=logits, bias=bias, token_mask=token_mask)
+    check_dtype(op, "logits", logits, torch.float32, torch.float64)
+    check_dtype(op, "bias", bias, logits.dtype)
+    sizes: dict[str, int] = {}
+    check_shape(op, "logits", logits, "T E", sizes)
+    check_shape(op, "bias", bias, "E", sizes)
+    if not 1 <= top_k <= sizes["E"]:
+        raise ValueError(f"{op}: top_k must be between 1 and E={sizes['E']}, got {top_k}")
+    if token_mask is not None:
+        check_dtype(op, "token_mask", token_mask, torch.bool)
+        check_shape(op, "token_mask", token_mask, "T", sizes)
+    operands = (logits, bias, top_k, scale, n_ffn, token_mask)
+    fits = logits.dtype == torch.float32
+    match choose(op, logits, has_kernel=fits, inference_only=True):
+        case "numpy":
+            result: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = through_numpy(
+                reference.fused_route, *operands, like=logits
+            )
+            return result
+        case "triton":
+            from longcat.kernels.route import triton_kernel
+
+            return triton_kernel.fused_route(*operands)
+        case _:
+            return eager.fused_route(*operands)
 
 
 def expert_counts(indices: Tensor, n_experts: int, token_mask: Tensor | None = None) -> Tensor:

@@ -45,3 +45,17 @@ def expert_counts(indices: Tensor, n_experts: int, token_mask: Tensor | None = N
     )
     counts = torch.zeros(n_experts, dtype=torch.int64, device=indices.device)
     return counts.scatter_add_(0, indices.reshape(-1), ones.reshape(-1).to(torch.int64))
+
+
+def fused_route(
+    logits: Tensor,
+    bias: Tensor,
+    top_k: int,
+    scale: float,
+    n_ffn: int,
+    token_mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """`route`, each token's summed gate of identity experts [T], and `expert_counts` [E]."""
+    scores, chosen, gates = route(logits, bias, top_k, scale)
+    identity = gates.masked_fill(chosen < n_ffn, 0).sum(dim=1)
+    return scores, chosen, gates, identity, expert_counts(chosen, len(bias), token_mask)

@@ -27,6 +27,20 @@ def route(
     return scores, chosen, gates
 
 
+def fused_route(
+    logits: Float,
+    bias: Float,
+    top_k: int,
+    scale: float,
+    n_ffn: int,
+    token_mask: NDArray[np.bool_] | None = None,
+) -> tuple[Float, Int, Float, Float, Int]:
+    """`route`, each token's summed gate of identity experts [T], and `expert_counts` [E]."""
+    scores, chosen, gates = route(logits, bias, top_k, scale)
+    identity: Float = np.where(chosen >= n_ffn, gates, 0.0).sum(axis=1)
+    return scores, chosen, gates, identity, expert_counts(chosen, len(bias), token_mask)
+
+
 def expert_counts(indices: Int, n_experts: int, token_mask: NDArray[np.bool_] | None = None) -> Int:
     """How many slots chose each expert. indices [T, K], token_mask [T] (True counts) -> [E]."""
     kept = indices if token_mask is None else indices[token_mask]
