@@ -74,6 +74,15 @@ def server() -> Iterator[Stub]:
     stub.server_close()
 
 
+USAGE = {
+    "completion_tokens": 7,
+    "completion_tokens_details": {
+        "accepted_prediction_tokens": 3,
+        "rejected_prediction_tokens": 1,
+    },
+}
+
+
 def chunk(finish: str | None = None, **delta: Any) -> Any:
     return {"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}
 
@@ -88,11 +97,12 @@ def session_of(text: str, **settings: Any) -> Session:
 def test_a_reply_streams_and_its_usage_is_told(server: Stub) -> None:
     server.events = [[chunk(role="assistant", content=""), chunk(content="Hi"),
                       chunk(content="!"), chunk("stop"),
-                      {"choices": [], "usage": {"completion_tokens": 7}}]]  # fmt: skip
+                      {"choices": [], "usage": USAGE}]]  # fmt: skip
     partner = RemotePartner(server.url + "/v1/", "secret", "other")
     pieces = list(partner.reply(session_of("Hello", seed=3, temperature=0.5)))
     assert [piece.delta for piece in pieces] == [TextDelta(text="Hi"), TextDelta(text="!")]
     assert (partner.turn.tokens, partner.finished) == (7, True)
+    assert (partner.turn.drafted, partner.turn.accepted) == (4, 3)
     path, body = server.asked[0]
     assert path == "/v1/chat/completions"
     assert body["messages"] == [{"role": "user", "content": "Hello"}]

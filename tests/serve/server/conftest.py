@@ -198,6 +198,12 @@ async def served(
 
 
 @pytest.fixture
+def served_app() -> Callable[..., Any]:
+    """`served`, for tests that put it on a port."""
+    return served
+
+
+@pytest.fixture
 def ask() -> Callable[..., Any]:
     """ask(scenario, **config): run `async def scenario(server)` against a fresh server."""
 

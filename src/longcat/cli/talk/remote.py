@@ -75,9 +75,8 @@ class RemotePartner:
             for chunk in _events(answer):
                 if "error" in chunk:
                     raise ValueError(f"chat: the server broke off: {chunk['error'].get('message')}")
-                tokens = (chunk.get("usage") or {}).get("completion_tokens")
-                if tokens is not None:
-                    self.turn = Turn(tokens=tokens, seconds=time.monotonic() - started)
+                if chunk.get("usage"):
+                    self.turn = _took(chunk["usage"], time.monotonic() - started)
                 for choice in chunk.get("choices", []):
                     self.finished |= choice.get("finish_reason") in ("stop", "tool_calls")
                     yield from _of_choice(choice)
@@ -135,6 +134,15 @@ def _events(answer: HTTPResponse) -> Iterator[dict[str, Any]]:
                 yield json.loads(data)
     except (HTTPException, OSError, ValueError) as error:
         raise ValueError(f"chat: the stream broke off: {error}") from None
+
+
+def _took(usage: dict[str, Any], seconds: float) -> Turn:
+    details = usage.get("completion_tokens_details") or {}
+    accepted = details.get("accepted_prediction_tokens")
+    refused = details.get("rejected_prediction_tokens")
+    drafted = None if accepted is None or refused is None else accepted + refused
+    tokens = usage.get("completion_tokens") or 0
+    return Turn(tokens=tokens, seconds=seconds, drafted=drafted, accepted=accepted)
 
 
 def _of_choice(choice: dict[str, Any]) -> Iterator[Piece]:

@@ -178,3 +178,37 @@ class Health(Told):
     """The server takes requests."""
 
     status: Literal["ok"]
+
+
+class EngineCounts(Told):
+    """`longcat.serve.EngineStats`: a moment's picture, and counters from the engine's start."""
+
+    running: int
+    waiting: int
+    pages_free: int
+    pages_cached: int
+    pages_used: int
+    pages_total: int
+    steps: int
+    prompt_tokens: int
+    tokens: int
+    drafts: int
+    drafted_at: list[int]
+    accepted_at: list[int]
+    preemptions: int
+    prefix_queries: int
+    prefix_hits: int
+    finished: int
+
+
+class ServerStats(Told):
+    """What is served, and what the engine is doing; no engine counts before its first step."""
+
+    model: str
+    chat: bool
+    speculative: bool
+    max_model_len: int
+    state: str
+    restarts: int
+    inside: int
+    engine: EngineCounts | None

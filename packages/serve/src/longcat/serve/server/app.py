@@ -14,6 +14,7 @@ from longcat.serve.server.completion_request import CompletionRequest
 from longcat.serve.server.completions import completions
 from longcat.serve.server.documents import publish
 from longcat.serve.server.doorkeeper import Doorkeeper
+from longcat.serve.server.page import page
 from longcat.serve.server.service import Service
 from longcat.serve.server.status import status
 from longcat.serve.server.tokens import DetokenizeRequest, TokenizeRequest, tokens
@@ -44,7 +45,7 @@ def create_app(service: Service) -> FastAPI:
         redoc_url=None,
     )
     errors.install(app)
-    for routes in (completions, chat_completions, tokens, status):
+    for routes in (completions, chat_completions, tokens, status, page):
         app.include_router(routes(service))
     publish(
         app,

@@ -1,0 +1,245 @@
+"""Claims about the page at /: self-contained, usable, and alive in a browser without a screen."""
+
+import asyncio
+import base64
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from longcat.serve import EngineStats
+
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+STATS = EngineStats(
+    running=3, waiting=1, pages_free=50, pages_cached=30, pages_used=20, pages_total=100, steps=9,
+    prompt_tokens=40, tokens=80, drafts=2, drafted_at=(20, 10, 0), accepted_at=(15, 4, 0),
+    preemptions=0, prefix_queries=40, prefix_hits=10, finished=2,
+)  # fmt: skip
+REPLY = b"Use `len`.\n\n```python\nlen(x) < 3\n```\n**Done** <b>here</b>."
+
+
+def test_the_page_loads_nothing_from_elsewhere_and_says_so(ask: Any) -> None:
+    async def scenario(server: Any) -> Any:
+        return await server.client.get("/")
+
+    answer = ask(scenario, api_keys=("secret",))
+    assert answer.status_code == 200, "the page itself needs no key"
+    text = answer.text
+    assert not re.search(
+        r"""(?:src|href)\s*=\s*["'](?!data:)|url\(|@import|//\w""", text.replace("// ", "")
+    )
+    assert len(answer.content) < 24_000
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "connect-src 'self'" in policy
+    assert "innerHTML" not in text, "nothing of a reply may become markup"
+
+
+def test_every_field_has_a_label_and_the_log_is_announced(ask: Any) -> None:
+    async def scenario(server: Any) -> Any:
+        return (await server.client.get("/")).text
+
+    text = ask(scenario)
+    fields = re.findall(r"<(?:input|textarea) id=\"(\w+)\"", text)
+    labelled = re.findall(r"<label[^>]* for=\"(\w+)\"", text)
+    assert sorted(fields) == sorted(labelled)
+    assert 'role="log" aria-live="polite"' in text
+    assert 'lang="en"' in text
+
+
+def test_stats_tell_what_the_page_watches_and_need_a_key(ask: Any) -> None:
+    async def scenario(server: Any) -> Any:
+        closed = await server.client.get("/stats")
+        key = {"Authorization": "Bearer secret"}
+        before = await server.client.get("/stats", headers=key)
+        server.engine.stats = STATS
+        return closed, before, await server.client.get("/stats", headers=key)
+
+    closed, before, after = ask(scenario, api_keys=("secret",))
+    assert closed.status_code == 401
+    assert before.json()["engine"] is None
+    document = after.json()
+    assert (document["model"], document["state"], document["chat"]) == ("tiny", "up", True)
+    assert document["engine"]["accepted_at"] == [15, 4, 0]
+    assert document["engine"]["pages_total"] == 100
+
+
+class Browser:
+    """Chromium without a screen, spoken to over a pipe in its DevTools protocol."""
+
+    def __init__(self, folder: str) -> None:
+        assert CHROMIUM is not None
+        there, self._write = os.pipe()
+        self._read, back = os.pipe()
+        arguments = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+                     "--disable-background-networking", "--no-first-run", "--hide-scrollbars",
+                     f"--user-data-dir={folder}", "--remote-debugging-pipe",
+                     "--window-size=1100,760"]  # fmt: skip
+        script = f'exec "$0" "$@" 3<&{there} 4>&{back}'
+        self._process = subprocess.Popen(
+            ["bash", "-c", script, CHROMIUM, *arguments, "about:blank"],
+            pass_fds=(there, back),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        os.close(there)
+        os.close(back)
+        self._buffer, self._number, self._session = b"", 0, None
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
+        self._session = attached["sessionId"]
+
+    def call(self, method: str, **params: Any) -> Any:
+        self._number += 1
+        message = {"id": self._number, "method": method, "params": params}
+        if self._session:
+            message["sessionId"] = self._session
+        os.write(self._write, json.dumps(message).encode() + b"\0")
+        while True:
+            while b"\0" not in self._buffer:
+                got = os.read(self._read, 65536)
+                assert got, "the browser closed its pipe"
+                self._buffer += got
+            frame, _, self._buffer = self._buffer.partition(b"\0")
+            answer = json.loads(frame)
+            if answer.get("id") == self._number:
+                assert "error" not in answer, answer
+                return answer["result"]
+
+    def js(self, code: str) -> Any:
+        answer = self.call("Runtime.evaluate", expression=code, returnByValue=True)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
+
+    def until(self, code: str, seconds: float = 60) -> None:
+        """Wait until it is true; what is not there yet is not true."""
+        end = time.monotonic() + seconds
+        while not self.js(f"(() => {{ try {{ return {code}; }} catch {{ return false; }} }})()"):
+            shown = "document.body.innerText"
+            assert time.monotonic() < end, f"never came true: {code}; {self.js(shown)}"
+            time.sleep(0.05)
+
+    def key(self, name: str, code: int, text: str = "") -> None:
+        about = {"key": name, "code": name, "windowsVirtualKeyCode": code}
+        self.call("Input.dispatchKeyEvent", type="keyDown", text=text, **about)
+        self.call("Input.dispatchKeyEvent", type="keyUp", **about)
+
+    def screenshot(self, path: Path) -> None:
+        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        os.close(self._read)
+        os.close(self._write)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("no Chromium here (apt-get install chromium)")
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        browser = Browser(folder)
+        yield browser
+        browser.close()
+
+
+class Running:
+    """The application on a port of loopback, in a thread."""
+
+    def __init__(self, served: Any, **config: Any) -> None:
+        import uvicorn
+
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}/"
+        self.engine: Any = None
+        ready = threading.Event()
+
+        async def run() -> None:
+            async with served(**config) as server:
+                self.engine = server.engine
+                app = server.client._transport.app
+                options = uvicorn.Config(app, log_level="error", lifespan="off")
+                self._uvicorn = uvicorn.Server(options)
+                ready.set()
+                await self._uvicorn.serve(sockets=[self.socket])
+
+        self._thread = threading.Thread(target=asyncio.run, args=(run(),))
+        self._thread.start()
+        assert ready.wait(30)
+
+    def stop(self) -> None:
+        self._uvicorn.should_exit = True
+        self._uvicorn.force_exit = True
+        self._thread.join()
+        self.socket.close()
+
+
+def test_one_can_chat_stop_and_watch_with_the_keyboard_alone(
+    browser: Browser, served_app: Any, tmp_path: Path
+) -> None:
+    running = Running(served_app)
+    try:
+        running.engine.stats, running.engine.reply = STATS, REPLY
+        browser.call("Page.navigate", url=running.url)
+        browser.until(
+            "document.title === 'longcat' && document.getElementById('state').dataset.up === 'yes'"
+        )
+        assert browser.js("document.activeElement.id") == "text", "one can type at once"
+        for letter in "Hi":
+            browser.call("Input.dispatchKeyEvent", type="char", text=letter)
+        browser.key("Enter", 13, "\r")
+        browser.until("document.querySelectorAll('#talk .note').length > 0")
+        talk = "document.getElementById('talk')"
+        assert browser.js(f"{talk}.querySelector('.user').textContent") == "Hi"
+        assert browser.js(f"{talk}.querySelector('pre code').textContent") == "len(x) < 3"
+        assert browser.js(f"{talk}.querySelector('strong').textContent") == "Done"
+        assert browser.js(f"{talk}.querySelector('b')") is None, "markup of a reply stays text"
+        assert "drafts accepted" in browser.js(f"{talk}.querySelector('.note').textContent")
+        assert browser.js("document.getElementById('accepted').textContent") == "63 %"
+        assert browser.js("document.getElementById('running').textContent") == "3"
+        assert "20 pages used" in browser.js("document.getElementById('pages').textContent")
+        running.engine.pause = 0.2
+        browser.call("Input.dispatchKeyEvent", type="char", text="x")
+        browser.key("Enter", 13, "\r")
+        browser.until("messages.length === 3")
+        browser.until(f"{talk}.lastElementChild.textContent !== ''")
+        browser.key("Escape", 27)
+        browser.until(f"{talk}.lastElementChild.textContent === 'stopped'")
+        browser.until("!document.getElementById('send').disabled")
+        assert [m["role"] for m in browser.js("messages")] == ["user", "assistant"] * 2
+        browser.screenshot(tmp_path / "page.png")
+        assert (tmp_path / "page.png").stat().st_size > 10_000
+    finally:
+        running.stop()
+
+
+def test_a_model_without_a_chat_format_continues_text_and_a_missing_key_is_asked_for(
+    browser: Browser, served_app: Any
+) -> None:
+    running = Running(served_app, chat=None, api_keys=("secret",))
+    try:
+        running.engine.stats, running.engine.reply = STATS, b" and on"
+        browser.call("Page.navigate", url=running.url)
+        browser.until("document.getElementById('state').textContent.includes('a key is needed')")
+        browser.js("document.getElementById('key').value = 'secret'; 0")
+        browser.until("document.getElementById('text').placeholder === 'Text to continue'")
+        browser.js("document.getElementById('text').value = 'on'; 0")
+        browser.js("document.getElementById('form').requestSubmit(); 0")
+        browser.until("messages.length === 2")
+        assert browser.js("messages[1].content") == " and on"
+        assert running.engine.requests[-1].prompt_ids[1:] == tuple(b"on")
+    finally:
+        running.stop()
