@@ -46,7 +46,8 @@ def test_the_claims_hold_and_the_page_tells_drafts_apart_with_colour_and_without
 ) -> None:
     shown = replayed(walk)
     parts = ("report, sections 2.4 and 5", "Predict", "refused", "+ drafted, accepted",
-             "faulty: replaced from p", "measured", "Answer", "serve/speculation.py:")  # fmt: skip
+             "faulty: replaced from p", "measured", "Answer", "serve/speculation.py:",
+             "longcat tutorial 10")  # fmt: skip
     places = [shown.find(part) for part in parts]
     assert -1 not in places
     assert places == sorted(places)

@@ -64,6 +64,7 @@ PAGE = Page(
     read_next={
         "decoding": source_line(Decoding),
         "rules": source_line(judge),
+        "tutorial": "longcat tutorial 10",
     },
 )
 
