@@ -1,11 +1,20 @@
 """The engine on the real model: exact mode gives the tokens of plain decoding, bit for bit."""
 
+from collections.abc import Iterator
+from typing import ClassVar
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from longcat.flash import FlashConfig, FlashModel
 from longcat.kernels import exact
 from longcat.serve import Engine, EngineConfig, Request, SamplingParams, decode
+from longcat.serve.acceptance import Drafts, Rules
+from longcat.serve.edits import Penalties
+from longcat.serve.latents import Latents
+from longcat.serve.sampling import Sampler
+from longcat.serve.step import Chunk, Rows, _lay_out, step
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +89,6 @@ def test_exact_mode_serves_the_tokens_of_plain_decoding(model, prompts, alone, c
 
 def test_a_ragged_pass_gives_the_hidden_states_of_single_passes(model, prompts):
     """Fast mode too, to rounding: rows, chunks and the draft head's own states."""
-    from longcat.serve.latents import Latents
-    from longcat.serve.step import Chunk, _lay_out
-
     latents = Latents(model.latent_layout, 20, 4)
     first, second = prompts[1], prompts[3]
     table = torch.tensor([[3, 1, 7, 5, 2, 0]])
@@ -102,3 +108,66 @@ def test_a_ragged_pass_gives_the_hidden_states_of_single_passes(model, prompts):
             torch.testing.assert_close(hidden[part], output.hidden[0], atol=1e-4, rtol=1e-4)
             _, wanted = model.mtp(output.hidden, following[None, part])
             torch.testing.assert_close(own[part], wanted[0], atol=1e-4, rtol=1e-4)
+
+
+class NoReading(TorchDispatchMode):
+    """Raises when a tensor's value is brought to the host."""
+
+    READS: ClassVar[set[str]] = {"aten::_local_scalar_dense", "aten::equal", "aten::is_nonzero"}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func.name() not in self.READS, f"{func.name()} waits for the device"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def no_reading(monkeypatch) -> Iterator[None]:
+    def refuse(*_, **__):
+        raise AssertionError("a step brought a tensor to the host")
+
+    with monkeypatch.context() as patch:
+        for name in ("tolist", "item", "cpu", "numpy", "__bool__", "__int__", "__float__"):
+            patch.setattr(torch.Tensor, name, refuse)
+        with NoReading():
+            yield
+
+
+def rows_of(model: FlashModel, params: list[SamplingParams], drafts: int) -> Rows:
+    count = len(params)
+    one = torch.ones(count, 1, dtype=torch.bool)
+    return Rows(
+        table=torch.arange(1, 1 + 4 * count).view(count, 4),
+        lengths=torch.tensor([2 + row for row in range(count)]),
+        last=torch.tensor([5 + row for row in range(count)]),
+        speculate=torch.ones(count, dtype=torch.bool),
+        drafts=Drafts(
+            tokens=torch.full((count, drafts), 7),
+            usable=torch.full((count,), drafts),
+            q=torch.full((count, drafts, model.vocab_size), 1 / model.vocab_size).double(),
+        ),
+        sampler=Sampler.of(params, list(range(count)), [0] * count),
+        rules=Rules(rejecting=one, guessing=~one),
+        penalties=Penalties.of(params, [[1]] * count, [[2]] * count, model.vocab_size),
+        top=3,
+    )
+
+
+def test_a_step_never_waits_for_the_host(model, request):
+    params = [
+        SamplingParams(temperature=0.0, presence_penalty=1.0),
+        SamplingParams(temperature=0.7, top_p=0.9, top_k=20),
+        SamplingParams(temperature=1.0, min_p=0.1, acceptance="rejection"),
+    ]
+    latents = Latents(model.latent_layout, 20, 4)
+    rows = rows_of(model, params, 2)
+    ids = torch.arange(5, 11)
+    chunk = Chunk(table=torch.tensor([[14, 15, 16]]), first=3, ids=ids, next_ids=ids + 1, top=2)
+    request.getfixturevalue("no_reading")
+    for chunks in ([chunk], []):
+        outcome, rows = step(model, latents, rows, chunks, proposals=2, keep=True)
+    assert outcome.tokens.shape == (3, 3)
+
+
+def test_reading_is_noticed(no_reading):
+    with pytest.raises(AssertionError, match="host"):
+        bool(torch.ones(1))

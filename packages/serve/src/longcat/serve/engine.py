@@ -9,15 +9,18 @@ One `step`: the scheduler chooses (`longcat.serve.scheduler`), the device comput
 (`longcat.serve.step`, `longcat.serve.runner`), and what came back is read once and shown.
 """
 
-from longcat.serve.config import MAX_DRAFTS, EngineConfig, EngineStats
+from time import perf_counter
+
+from longcat.serve.config import EngineConfig, EngineStats
 from longcat.serve.constraint import ConstraintFactory
+from longcat.serve.drafting import DraftPolicy
 from longcat.serve.latents import Latents
 from longcat.serve.pages import Pages
 from longcat.serve.protocol import Model, Tokenizer
 from longcat.serve.request import Delta, Request
-from longcat.serve.runner import Result, run
+from longcat.serve.runner import Result, make_up, run
 from longcat.serve.sampling import NO_CHOICE
-from longcat.serve.scheduler import Scheduler
+from longcat.serve.scheduler import Plan, Scheduler
 from longcat.serve.sequence import Sequence
 from longcat.serve.speculation import check_prompt
 
@@ -50,8 +53,7 @@ class Engine:
         self._scheduler = Scheduler(self.config, self._pages)
         self._sequences: dict[str, Sequence] = {}
         self._counts = {"steps": 0, "prompt_tokens": 0, "tokens": 0, "finished": 0}
-        self._drafted_at = [0] * MAX_DRAFTS
-        self._accepted_at = [0] * MAX_DRAFTS
+        self._policy = DraftPolicy(self.config.num_drafts, available=model.has_draft_head)
 
     @property
     def model(self) -> Model:
@@ -110,21 +112,39 @@ class Engine:
 
     def step(self) -> list[Delta]:
         """One schedule: what every request gained by it."""
-        drafts = self._drafts_now()
+        drafts = self._policy.choose(len(self._scheduler.running))
         plan = self._scheduler.plan(drafts)
         if not plan.rows and not plan.chunks:
             return []
-        result = run(self._model, self._latents, plan, drafts)
+        # The draft head reads along when it is to draft. It always reads prompts where it may be to
+        # draft later, for the sake of those who will find their pages.
+        adaptive = self._policy.adaptive
+        extend = drafts > 0 or (adaptive and bool(plan.chunks))
+        fed = {id(s): s for s in [*plan.rows, *(s for s, _, _ in plan.chunks)]}.values()
+        if drafts and adaptive:
+            make_up(self._model, self._latents, list(fed))
+        reading = [s for s in fed if s.drafted == s.computed and (extend or not adaptive)]
+        result = self._timed(plan, drafts, extend)
         self._counts["steps"] += result.steps
         self._counts["prompt_tokens"] += sum(count for _, _, count in plan.chunks)
         for sequence, _, count in plan.chunks:
             sequence.computed += count
-        return self._read(plan.rows, result) + self._commit(plan.rows)
+        deltas = self._read(plan.rows, result)
+        for sequence in reading:
+            sequence.drafted = sequence.computed
+        return deltas + self._show(plan.rows)
 
-    def _drafts_now(self) -> int:
-        if not self._model.has_draft_head:
-            return 0
-        return 1 if self.config.num_drafts is None else self.config.num_drafts
+    def _timed(self, plan: Plan, drafts: int, extend: bool) -> Result:
+        """Carry out a plan, and let the policy know how long it took."""
+        judged = max((len(sequence.drafts) for sequence in plan.rows), default=0)
+        began = perf_counter()
+        result = run(
+            self._model, self._latents, plan, drafts, extend=extend, keep=self._policy.adaptive
+        )
+        if plan.rows and not plan.chunks:
+            seconds = (perf_counter() - began) / plan.steps
+            self._policy.took(len(plan.rows), judged, drafts, seconds)
+        return result
 
     def _read(self, rows: tuple[Sequence, ...], result: Result) -> list[Delta]:
         """Give each sequence its tokens -> the deltas of those that could not go on."""
@@ -138,16 +158,14 @@ class Engine:
                 taken = sequence.append(list(judged.tokens))
                 self._counts["tokens"] += taken
                 sequence.computed = fed + min(judged.accepted, taken - 1)
-                for depth in range(min(judged.drafted, taken)):
-                    self._drafted_at[depth] += 1
-                    self._accepted_at[depth] += depth < judged.accepted
+                self._policy.judged(min(judged.drafted, taken), judged.accepted)
                 if sequence.finish_reason is not None:
                     break
             else:
                 sequence.drafts, sequence.draft_q = result.drafts_of(row)
         return failed
 
-    def _commit(self, rows: tuple[Sequence, ...]) -> list[Delta]:
+    def _show(self, rows: tuple[Sequence, ...]) -> list[Delta]:
         """Let the prefix cache know of full pages, show what is new, end what has ended."""
         deltas = []
         for sequence in list(self._scheduler.running):
@@ -181,9 +199,9 @@ class Engine:
             pages_cached=self._pages.cached,
             pages_used=self._pages.used,
             pages_total=self._pages.total,
-            drafts=self._drafts_now(),
-            drafted_at=tuple(self._drafted_at),
-            accepted_at=tuple(self._accepted_at),
+            drafts=self._policy.now,
+            drafted_at=tuple(self._policy.drafted_at),
+            accepted_at=tuple(self._policy.accepted_at),
             preemptions=self._scheduler.preemptions,
             prefix_queries=self._scheduler.prefix_queries,
             prefix_hits=self._scheduler.prefix_hits,

@@ -107,6 +107,22 @@ class Latents:
             for _ in range(layout.target_attentions + layout.draft_attentions)
         ]
 
+        self._hidden: Tensor | None = None
+
+    def keep_hidden(self, slots: Tensor, hidden: Tensor) -> None:
+        """Store the target's hidden states [T,D] beside the latents: what the draft head will need
+        to make up for places that it has not read.
+        """
+        if self._hidden is None:
+            pages = self.stores[0].shape[:2].numel()
+            self._hidden = hidden.new_zeros(pages, hidden.shape[1])
+        self._hidden.index_copy_(0, slots, hidden)
+
+    def kept_hidden(self, slots: Tensor) -> Tensor:
+        """Hidden states [T,D] that were kept."""
+        assert self._hidden is not None
+        return self._hidden.index_select(0, slots)
+
     @property
     def bytes(self) -> int:
         """Memory of the store."""

@@ -17,7 +17,7 @@ from longcat.serve.request import PromptToken, Token
 from longcat.serve.sampling import Sampler
 from longcat.serve.scheduler import Plan
 from longcat.serve.sequence import Sequence
-from longcat.serve.step import Chunk, LogProbs, Outcome, Rows, step
+from longcat.serve.step import Chunk, LogProbs, Outcome, Rows, catch_up, step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,21 +67,43 @@ class Result:
 
 
 def run(
-    model: Model, latents: Latents, plan: Plan, proposals: int, *, extend: bool = False
+    model: Model,
+    latents: Latents,
+    plan: Plan,
+    proposals: int,
+    *,
+    extend: bool = False,
+    keep: bool = False,
 ) -> Result:
-    """Carry out a plan; prompt log-probabilities go straight to their sequences."""
+    """Carry out a plan; prompt log-probabilities go straight to their sequences.
+
+    proposals, extend, keep: as in `step`.
+    """
     device = model.latent_layout.device
     rows = _rows(model, plan.rows, device)
     chunks = [_chunk(*planned, device) for planned in plan.chunks]
     outcomes = []
     for _ in range(plan.steps):
-        outcome, rows = step(model, latents, rows, chunks, proposals=proposals, extend=extend)
+        outcome, rows = step(
+            model, latents, rows, chunks, proposals=proposals, extend=extend, keep=keep
+        )
         outcomes.append(outcome)
         chunks = []
     for (sequence, first, _), logprobs in zip(plan.chunks, outcomes[0].chunk_logprobs, strict=True):
         if logprobs is not None:
             _note_prompt(sequence, first, _Read(logprobs))
     return Result(outcomes, [sequence.drafts for sequence in plan.rows])
+
+
+def make_up(model: Model, latents: Latents, sequences: Seq[Sequence]) -> None:
+    """Let the draft head read what it has missed of these sequences."""
+    device = model.latent_layout.device
+    late = [s for s in sequences if s.drafted < s.computed]
+    if late:
+        missed = [_chunk(s, s.drafted, s.computed - s.drafted, device) for s in late]
+        catch_up(model, latents, missed)
+    for sequence in late:
+        sequence.drafted = sequence.computed
 
 
 def _rows(model: Model, sequences: Seq[Sequence], device: torch.device) -> Rows:

@@ -108,7 +108,8 @@ class Scheduler:
         ends = count == sequence.uncomputed - 1  # its last token goes along, as a row
         upto = sequence.computed + count
         if ends:
-            upto = min(upto + entries_needed(steps, drafts), sequence.limit)
+            most = max(drafts, len(sequence.drafts))  # it still has those of the step before
+            upto = min(upto + entries_needed(steps, most), sequence.limit)
         elif not count:
             return 0
         if not self._hold(sequence, upto):

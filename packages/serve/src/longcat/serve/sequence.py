@@ -20,6 +20,7 @@ class Sequence:
     Attributes:
         tokens: prompt and text.
         computed: tokens whose latents are in the pages.
+        drafted: places that the draft head has read with the right token after them.
         drafts: what was proposed to follow, and draft_q [g,V] what it was drawn from.
         pages: of the latent cache, in order.
         finish_reason, stop_reason: as in Delta; None while it runs.
@@ -35,6 +36,7 @@ class Sequence:
         self.request = request
         self.tokens = list(request.prompt_ids)
         self.computed = 0
+        self.drafted = 0
         self.cached = 0
         self.drafts: list[int] = []
         self.draft_q: Tensor | None = None
@@ -138,15 +140,15 @@ class Sequence:
         if self.params.prompt_logprobs is not None and not self._began:
             return  # they have to be computed
         self.pages, key = pages.find(self.tokens)
-        self.computed = len(self.pages) * pages.page_size
+        self.computed = self.drafted = len(self.pages) * pages.page_size
         self._committed = [key] * len(self.pages)
         if not self._began:
             self.cached = self.computed
 
     def commit(self, pages: Pages) -> None:
-        """Make the pages that have become full known by what they hold."""
+        """Make the pages that have become full, for the draft head too, known by what they hold."""
         size = pages.page_size
-        for index in range(len(self._committed), self.computed // size):
+        for index in range(len(self._committed), min(self.computed, self.drafted) // size):
             parent = self._committed[-1] if self._committed else ROOT
             content = self.tokens[index * size : (index + 1) * size]
             self._committed.append(pages.commit(self.pages[index], parent, content))
@@ -155,5 +157,5 @@ class Sequence:
         """Give all pages back; it can begin again."""
         pages.give_back(self.pages)
         self.pages, self._committed = [], []
-        self.computed = 0
+        self.computed = self.drafted = 0
         self.drafts, self.draft_q = [], None

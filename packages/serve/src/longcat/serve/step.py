@@ -112,11 +112,13 @@ def step(
     *,
     proposals: int = 0,
     extend: bool = False,
+    keep: bool = False,
 ) -> tuple[Outcome, Rows]:
     """Advance all rows by what is accepted and feed the chunks -> (outcome, the rows after it).
 
     proposals  drafts to propose for the next step
     extend     write the draft head's latents even where nothing is proposed
+    keep       keep the hidden states, so that its latents can be written later (`catch_up`)
     """
     width = rows.drafts.count + 1
     fed = torch.cat([rows.last.unsqueeze(1), rows.drafts.tokens], dim=1)
@@ -124,6 +126,8 @@ def step(
     ragged, positions = _lay_out(latents, rows.table, places, chunks)
     ids = torch.cat([fed.flatten(), *(chunk.ids for chunk in chunks)])
     hidden = model.forward_paged(ids, positions, latents.target(ragged))
+    if keep:
+        latents.keep_hidden(ragged.slots, hidden)
 
     raw = model.logits(hidden[: fed.numel()]).view(*fed.shape, model.vocab_size)
     logits = _edited(raw, rows)
@@ -153,6 +157,16 @@ def step(
         chunk_logprobs=_of_chunks(model, hidden, fed.numel(), chunks),
     )
     return outcome, after
+
+
+@torch.inference_mode()
+def catch_up(model: Model, latents: Latents, chunks: Sequence[Chunk]) -> None:
+    """Write the draft head's latents of places whose hidden states were kept."""
+    nothing = torch.zeros(0, 1, dtype=torch.int64, device=chunks[0].ids.device)
+    ragged, positions = _lay_out(latents, chunks[0].table[:0], nothing, chunks)
+    next_ids = torch.cat([chunk.next_ids for chunk in chunks])
+    hidden = latents.kept_hidden(ragged.slots)
+    model.draft_paged(next_ids, hidden, positions, latents.draft(ragged))
 
 
 def _lay_out(
