@@ -13,7 +13,6 @@ import httpx
 import pytest
 from openai import AsyncOpenAI
 
-from longcat.chat import LONGCAT
 from longcat.cli.main import main
 from longcat.cli.models import FoundModel
 from longcat.cli.serve import _service
@@ -26,23 +25,6 @@ from longcat.serve.server.wire import EngineInfo
 
 PROMPT = "def main("
 CHAT: Any = [{"role": "user", "content": "hello"}]
-
-
-@pytest.fixture(scope="module")
-def chat_checkpoint(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny checkpoint with a tokenizer made for chat."""
-    directory = tmp_path_factory.mktemp("served") / "tiny"
-    tokenizer = Tokenizer.load(tiny_checkpoint).with_markers(LONGCAT)
-    changes = {
-        "vocab_size": tokenizer.vocab_size,
-        "eos_token_id": tokenizer.markers[LONGCAT.end],
-        "max_position_embeddings": 1024,
-    }
-    model = FlashModel.from_pretrained(tiny_checkpoint)
-    config = type(model.config).from_hf(model.config.to_hf() | changes)
-    FlashModel(config, seed=1).save_pretrained(directory)
-    tokenizer.save(directory)
-    return directory
 
 
 class Live:

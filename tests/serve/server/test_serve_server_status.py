@@ -141,6 +141,7 @@ def test_the_schema_holds_every_body_and_status(ask: Ask) -> None:
             content = route["requestBody"]["content"]["application/json"]
             assert content["schema"]["$ref"] == f"#/components/schemas/{body}"
             assert models[body]["additionalProperties"] is False
+            assert models[body]["properties"]["model"]["enum"][0] == "tiny"
             assert {"200", "400", "401", "404", "413", "503"} <= set(route["responses"])
             assert "422" not in route["responses"]
         events = schema["paths"]["/v1/completions"]["post"]["responses"]["200"]["content"]

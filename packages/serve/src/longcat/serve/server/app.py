@@ -50,9 +50,12 @@ def create_app(service: Service) -> FastAPI:
     publish(
         app,
         [CompletionRequest, ChatRequest, TokenizeRequest, DetokenizeRequest],
+        model=service.config.model_name,
         keys=bool(service.config.api_keys),
     )
-    app.add_middleware(Doorkeeper, config=service.config, metrics=service.metrics)
+    app.add_middleware(
+        Doorkeeper, config=service.config, metrics=service.metrics, gate=service.gate
+    )
     if service.config.cors_origins:
         app.add_middleware(
             CORSMiddleware,

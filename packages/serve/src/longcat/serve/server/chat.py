@@ -31,7 +31,6 @@ def chat_completions(service: Service) -> APIRouter:
     async def reply(http: HttpRequest) -> Response:
         """Reply to a conversation."""
         arrived = time.monotonic()
-        service.gate.check()
         asked = parse(ChatRequest, await http.body())
         http.state.user = asked.user
         service.check_model(asked.model)

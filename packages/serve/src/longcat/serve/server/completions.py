@@ -32,7 +32,6 @@ def completions(service: Service) -> APIRouter:
     async def complete(http: HttpRequest) -> Response:
         """Continue a text, or token ids; several prompts and several choices in one request."""
         arrived = time.monotonic()
-        service.gate.check()
         asked = parse(CompletionRequest, await http.body())
         http.state.user = asked.user
         service.check_model(asked.model)

@@ -49,8 +49,11 @@ def asked(answer: type[BaseModel], *statuses: int) -> dict[str, Any]:
     return {"responses": responses}
 
 
-def publish(app: FastAPI, bodies: list[type[Strict]], *, keys: bool) -> None:
-    """Make `app.openapi()` hold the bodies that routes read themselves, and the need of a key."""
+def publish(app: FastAPI, bodies: list[type[Strict]], *, model: str, keys: bool) -> None:
+    """Make `app.openapi()` hold the bodies that routes read themselves.
+
+    model: the only name that requests may give. keys: whether one is needed.
+    """
 
     def schema() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -64,7 +67,11 @@ def publish(app: FastAPI, bodies: list[type[Strict]], *, keys: bool) -> None:
                 [(body, "validation") for body in bodies], ref_template=_REFERENCE
             )
             components = made.setdefault("components", {})
-            components.setdefault("schemas", {}).update(definitions["$defs"])
+            schemas = components.setdefault("schemas", {})
+            schemas.update(definitions["$defs"])
+            for body in bodies:
+                name = schemas[body.__name__]["properties"]["model"]
+                name["enum"] = [model, None] if "anyOf" in name else [model]
             if keys:
                 components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
                 made["security"] = [{"key": []}]

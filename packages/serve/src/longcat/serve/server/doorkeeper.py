@@ -1,4 +1,4 @@
-"""What happens to every request before and after its endpoint: key, size, name, log, count."""
+"""What happens to every request around its endpoint: key, place, size, name, log, count."""
 
 import hmac
 import logging
@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from longcat.serve.server.config import ServerConfig
 from longcat.serve.server.errors import ApiError
+from longcat.serve.server.gate import Gate
 from longcat.serve.server.metrics import Metrics
 
 log = logging.getLogger("longcat.serve.access")
@@ -17,17 +18,21 @@ log = logging.getLogger("longcat.serve.access")
 # Open to everybody: whether the server lives is no secret, and a page must load before it can
 # ask for a key.
 OPEN = {"/", "/health"}
+# Here places are limited. Under overload a refusal must cost next to nothing, so the door is looked
+# at before the framework is: what passes may still find it closed when it has been read.
+LIMITED = {"/v1/completions", "/v1/chat/completions"}
 
 
 class Doorkeeper:
     """Wraps an ASGI app.
 
-    Refuses a request without a known key (401) and a body that is too large (413); gives every
-    answer an `X-Request-Id`; logs and counts it.
+    Refuses a request without a known key (401), one for which there is no place (429, 503), and a
+    body that is too large (413); gives every answer an `X-Request-Id`; logs and counts it.
     """
 
-    def __init__(self, app: ASGIApp, config: ServerConfig, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, config: ServerConfig, metrics: Metrics, gate: Gate) -> None:
         self._app = app
+        self._gate = gate
         self._config = config
         self._metrics = metrics
 
@@ -63,6 +68,8 @@ class Doorkeeper:
         try:
             if scope["path"] not in OPEN:
                 check_key(headers.get(b"authorization", b""), self._config.api_keys)
+            if scope["path"] in LIMITED and scope["method"] == "POST":
+                self._gate.check()
             length = headers.get(b"content-length", b"0")
             if length.isdigit() and int(length) > limit:
                 raise too_large
@@ -83,8 +90,8 @@ class Doorkeeper:
         await self._app(scope, measured, send)
 
     def _told(self, scope: Scope, name: str, status: int, seconds: float) -> None:
-        route = scope.get("route")
-        path = getattr(route, "path", "other")
+        known = scope["path"] if scope["path"] in LIMITED else "other"
+        path = getattr(scope.get("route"), "path", known)
         self._metrics.requests.labels(path, str(status)).inc()
         user = scope["state"].get("user")
         log.info(
