@@ -71,6 +71,7 @@ def served(engine: Engine, prompts: list[tuple[int, ...]]) -> list[list[int]]:
         {"num_drafts": 0},
         {"num_drafts": 1, "max_running": 1},
         {"num_drafts": 3, "token_budget": 7, "page_size": 4},
+        {"num_drafts": 2, "token_budget": 5, "max_running": 1},  # passes without rows
         {"num_drafts": 1, "token_budget": 5, "page_size": 8, "prefix_cache": False},
         {"num_drafts": 2, "steps_per_schedule": 4},
         {"num_drafts": 1, "steps_per_schedule": 2, "page_size": 4, "num_pages": 14},  # preempts

@@ -61,12 +61,26 @@ class Engine:
         return self._model
 
     @property
+    def pages(self) -> Pages:
+        """Who holds which page."""
+        return self._pages
+
+    @property
+    def latents(self) -> Latents:
+        """What the pages hold."""
+        return self._latents
+
+    @property
     def has_work(self) -> bool:
         """Whether some request is not finished."""
         return bool(self._sequences)
 
     def add(self, request: Request) -> None:
-        """Queue a request.
+        """Queue a request; raises ValueError as `admit`."""
+        self._scheduler.waiting.append(self.admit(request))
+
+    def admit(self, request: Request) -> Sequence:
+        """The sequence of a request, which is under way from now on, but not in the queue.
 
         Raises ValueError, naming the field, for an id in use, a prompt that `decode` would refuse,
         a sequence that the latent cache cannot hold, and parameters that contradict each other.
@@ -96,7 +110,28 @@ class Engine:
             constraint = self._constraints(params.constraint)
         sequence = Sequence(request, self._model.eos_token_id, self._table, constraint)
         self._sequences[request.request_id] = sequence
-        self._scheduler.waiting.append(sequence)
+        return sequence
+
+    def adopt(self, sequence: Sequence) -> list[Delta]:
+        """Go on with an admitted sequence whose prompt was computed elsewhere: its pages hold the
+        latents of all tokens but the last.
+        """
+        self._counts["tokens"] += len(sequence.text)
+        sequence.commit(self._pages)
+        delta = sequence.delta()
+        if sequence.finish_reason is None:
+            self._scheduler.running.append(sequence)
+        else:
+            self._end(sequence)
+        return [] if delta is None else [delta]
+
+    def knows(self, request_id: str) -> bool:
+        """Whether a request of this id is under way."""
+        return request_id in self._sequences
+
+    def sequence(self, request_id: str) -> Sequence:
+        """What has become of a request that is under way; KeyError for another."""
+        return self._sequences[request_id]
 
     def abort(self, request_id: str) -> bool:
         """End a request now; its pages are free at once. False when it is not running.

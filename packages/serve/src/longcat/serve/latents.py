@@ -12,8 +12,9 @@ Shape legend: T tokens in the row, B sequences of a group, W tokens of each, P p
 S = P*page_size latents.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -58,18 +59,30 @@ class Group:
 
 
 class Layer:
-    """One attention's latents in one pass; a `longcat.attention.RaggedCache`."""
+    """One attention's latents in one pass; a `longcat.attention.RaggedCache`.
 
-    def __init__(self, store: Tensor, ragged: Ragged, latent_rank: int) -> None:
+    written is told of what has been stored: slots [T] and latents [T, C+R].
+    """
+
+    def __init__(
+        self,
+        store: Tensor,
+        ragged: Ragged,
+        latent_rank: int,
+        written: Callable[[Tensor, Tensor], None] | None = None,
+    ) -> None:
         self._store = store
         self._ragged = ragged
         self._rank = latent_rank
+        self._written = written
 
     def write(self, latent: Tensor, k_rope: Tensor) -> None:
         """Store latent [1,T,C] and k_rope [1,T,R]."""
         flat = self._store.flatten(0, 1)
         both = torch.cat([latent[0], k_rope[0].to(latent.dtype)], dim=-1)
         flat.index_copy_(0, self._ragged.slots, both)
+        if self._written is not None:
+            self._written(self._ragged.slots, both)
 
     def groups(self) -> list[Group]:
         """The latents that each rectangle may look at."""
@@ -90,10 +103,17 @@ class Layer:
 
 
 class Latents:
-    """The store of all attentions, page 0 being nobody's."""
+    """The store of all attentions, page 0 being nobody's.
+
+    Attributes:
+        stores: [pages, page_size, C+R] each, those of the draft head last.
+        written: called when an attention has stored its latents in a pass, with its index, the
+            slots [T] and the latents [T, C+R].
+    """
 
     def __init__(self, layout: LatentLayout, num_pages: int, page_size: int) -> None:
         self._layout = layout
+        self.written: Callable[[int, Tensor, Tensor], None] | None = None
         self.page_size = page_size
         # Zeros, because a masked latent is multiplied by 0 and must not be NaN.
         self.stores = [
@@ -130,14 +150,18 @@ class Latents:
 
     def target(self, ragged: Ragged) -> list[Layer]:
         """What the target's attentions are given for one pass."""
-        return self._layers(self.stores[: self._layout.target_attentions], ragged)
+        return self._layers(0, self._layout.target_attentions, ragged)
 
     def draft(self, ragged: Ragged) -> list[Layer]:
         """What the draft head's are given."""
-        return self._layers(self.stores[self._layout.target_attentions :], ragged)
+        return self._layers(self._layout.target_attentions, len(self.stores), ragged)
 
-    def _layers(self, stores: list[Tensor], ragged: Ragged) -> list[Layer]:
-        return [Layer(store, ragged, self._layout.latent_rank) for store in stores]
+    def _layers(self, first: int, end: int, ragged: Ragged) -> list[Layer]:
+        rank, told = self._layout.latent_rank, self.written
+        return [
+            Layer(self.stores[i], ragged, rank, None if told is None else partial(told, i))
+            for i in range(first, end)
+        ]
 
     def slots(self, table: Tensor, positions: Tensor) -> Tensor:
         """Where positions [B,W] of sequences with pages table [B,P] are stored -> [B*W].

@@ -145,7 +145,8 @@ def step(
         next_ids = torch.cat([tokens.flatten(), *(chunk.next_ids for chunk in chunks)])
         own = model.draft_paged(next_ids, hidden, positions, latents.draft(ragged))
         of_last = own[place * width + accepted]
-        after = replace(after, drafts=_drafts(model, latents, after, of_last, proposals))
+        guesses = proposals if len(fed) else 0  # chunks alone: nobody to draft for
+        after = replace(after, drafts=_drafts(model, latents, after, of_last, guesses))
     else:
         after = replace(after, drafts=_no_drafts(rows))
     outcome = Outcome(
