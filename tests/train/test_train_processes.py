@@ -167,16 +167,18 @@ with Workers(directory.path, 2) as workers:
 """
 
 
-def test_workers_end_when_rank_0_is_killed(kit, tmp_path):
+def test_workers_end_when_rank_0_is_killed_and_one_says_so(kit, tmp_path):
     directory, _ = start(kit, tmp_path / "run", steps=400)
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(ORPHAN), str(directory.path)],
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=240,
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
+    assert "error: train: a process of this run ended before the others" in done.stderr
+    assert f"go on from it by `longcat train --resume --out {directory.path}`" in done.stderr
     pid = int(done.stdout)
     for _ in range(200):
         if not _alive(pid):

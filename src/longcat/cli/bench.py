@@ -76,7 +76,9 @@ def train(out: Out = RESULTS, rounds: Rounds = 7, as_json: AsJson = False) -> No
     Example: longcat bench train --rounds 3 --out bench/results
     """
     out.mkdir(parents=True, exist_ok=True)
-    document = _measure_train(rounds)
+    from longcat.cli.benchmarks import comparison
+
+    document = comparison.document(rounds, lambda line: typer.echo(line, err=True))
     columns = {
         "s": ("s", "{:.3f}"),
         "tokens/s": ("tokens/s", "{:,.0f}"),
@@ -190,6 +192,27 @@ def recompute(out: Out = RESULTS, rounds: Rounds = 5, as_json: AsJson = False) -
     _publish(out / "recompute-cpu.json", document, "{shape}, {precision}", columns, as_json)
 
 
+@app.command()
+def drill(
+    trials: Annotated[int, typer.Option(min=2, help="Runs to kill.")] = 20,
+    out: Out = RESULTS,
+    as_json: AsJson = False,
+) -> None:
+    """Kill a process of a run, again and again: do the others stop, and does the run go on?
+
+    Exits with 1 unless every trial was whole. Writes drill-cpu.json.
+
+    Example: longcat bench drill --trials 4 --out bench/results
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    from longcat.cli.benchmarks import drill as made
+
+    document = made.document(trials, lambda line: typer.echo(line, err=True))
+    columns = {name: (name, "{}") for name in ("killed", "seconds", "outcome")}
+    _publish(out / "drill-cpu.json", document, "{launcher}", columns, as_json)
+    raise typer.Exit(int(any(row["outcome"] != "whole" for row in document["rows"])))
+
+
 def _publish(
     path: Path,
     result: dict[str, Any],
@@ -233,39 +256,6 @@ def _measure_kernels(device: str, rounds: int) -> dict[str, Any]:
         f"longcat bench kernels --device {device} --rounds {rounds}",
         f"medians of {measure}, in turns; spread: middle half over the median",
         **machine,
-        rows=rows,
-    )
-
-
-def _measure_train(rounds: int) -> dict[str, Any]:
-    from longcat.cli.benchmarks import comparison, timing, train
-    from longcat.cli.benchmarks.document import Clock, Row
-    from longcat.train.allocator import keep_freed_memory
-
-    missing = train.transformers_missing()
-    if missing:
-        typer.echo(missing, err=True)
-    keep_freed_memory()  # as `longcat train` does; transformers has the good of it, too
-    clock = Clock()
-    peaks: list[Row] = []
-    rows: list[Row] = []
-    with timing.pinned_threads(1):
-        machine = timing.machine("cpu", "transformers")
-        for shape, config in train.shapes().items():
-            for precision in train.PRECISIONS:
-                case = comparison.compare(config, precision, rounds, with_theirs=not missing)
-                of: Row = {"shape": shape, "precision": precision}
-                peaks += [of | row for row in case.peaks]
-                rows += [of | row for row in case.rows]
-                typer.echo(f"measured {shape}, {precision}", err=True)
-    return clock.document(
-        f"longcat bench train --rounds {rounds}",
-        "medians of processor time of one thread, in turns; spread: middle half over the median",
-        **machine,
-        step=comparison.STEP,
-        peak=comparison.PEAK,
-        memory=comparison.MEMORY,
-        peaks=peaks,
         rows=rows,
     )
 

@@ -59,11 +59,18 @@ def _speculative(seed: int, steps: int | None) -> page.Walkthrough:
     return SpeculativeDemo(seed=seed, steps=steps or TOKENS)
 
 
+def _corruption(seed: int, steps: int | None) -> page.Walkthrough:
+    from longcat.cli.demos.corruption import STEPS, CorruptionDemo
+
+    return CorruptionDemo(seed=seed, steps=steps or STEPS)
+
+
 DEMOS: dict[str, Callable[[int, int | None], page.Walkthrough]] = {
     "router": _router,
     "optimisation": _optimisation,
     "growth": _growth,
     "speculative": _speculative,
+    "corruption": _corruption,
 }
 
 
@@ -133,6 +140,23 @@ def speculative(
     Example: longcat demo speculative --no-pause
     """
     _play("speculative", seed, steps, pause, speed, record, ascii_only, as_json)
+
+
+@app.command()
+def corruption(
+    seed: _Seed = 0,
+    steps: _Steps = None,
+    pause: _Pause = True,
+    speed: _Speed = 1.0,
+    record: _Record = None,
+    ascii_only: _Ascii = False,
+    as_json: _Json = False,
+) -> None:
+    """Faults put into a run, a flipped bit or a stale expert: who notices, and what then.
+
+    Example: longcat demo corruption --no-pause
+    """
+    _play("corruption", seed, steps, pause, speed, record, ascii_only, as_json)
 
 
 @app.command("all")

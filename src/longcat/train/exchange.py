@@ -7,6 +7,8 @@ all-reduce of the gradient and one of the tallies per optimizer step.
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -68,7 +70,20 @@ class Exchange:
 
 def lost(error: RuntimeError) -> RunError:
     """The sentence for a connection that broke."""
-    return RunError(f"train: a process of this run ended before the others: {_first_line(error)}")
+    lines = str(error).strip().splitlines()
+    reason = lines[0][:200] if lines else "connection lost"
+    return RunError(f"train: a process of this run ended before the others: {reason}")
+
+
+@contextmanager
+def connected() -> Iterator[None]:
+    """Inside, a connection that breaks is told as `lost` does, wherever it was used."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "gloo" not in str(error):
+            raise
+        raise lost(error) from error
 
 
 def open_store(path: str, world: int = -1) -> Store:
@@ -119,7 +134,3 @@ def _quota() -> int:
 def limit_threads(count: int = 1) -> None:
     """Compute with `count` threads in this process."""
     torch.set_num_threads(count)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else "connection lost"

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from longcat.train.directory import RunDirectory
 from longcat.train.errors import RunError
-from longcat.train.exchange import Exchange, lost
+from longcat.train.exchange import Exchange, connected
 from longcat.train.metrics import MetricsWriter, Record
 from longcat.train.origin import initial_model
 from longcat.train.parallel.saving import make_saver, make_whole
@@ -87,29 +87,26 @@ def run(
     saver = make_saver(directory, trainer, prepared, observer.saved)
     writer = MetricsWriter(directory.path, restored_step=trainer.step)
     try:
-        trainer.start_clock()
-        steps = Rollback(trainer, directory)
-        while not trainer.is_done:
-            record = steps.step(stop=stopping())
-            if record is None:  # it went wrong, and the trainer stands earlier again
-                writer.close()
-                saver.last = trainer.step
-                writer = MetricsWriter(directory.path, restored_step=saver.last)
-                continue
-            writer.write(record)
-            observer.step(record, trainer.progress, seconds_left(trainer))
-            if trainer.step % prepared.settings.save_every == 0 or trainer.is_done:
-                saver.save()
-                if prepared.settings.rollback:
-                    saver.finish()  # a run that may go back has none that is only begun
-                trainer.start_clock()
-            saver.poll()
-        saver.finish()
-    except (RunError, OSError, RuntimeError) as error:
-        if isinstance(error, RuntimeError):  # split models talk inside the forward pass, too
-            if "gloo" not in str(error):
-                raise
-            error = lost(error)
+        with connected():  # split models talk inside the forward pass, too
+            trainer.start_clock()
+            steps = Rollback(trainer, directory)
+            while not trainer.is_done:
+                record = steps.step(stop=stopping())
+                if record is None:  # it went wrong, and the trainer stands earlier again
+                    writer.close()
+                    saver.last = trainer.step
+                    writer = MetricsWriter(directory.path, restored_step=saver.last)
+                    continue
+                writer.write(record)
+                observer.step(record, trainer.progress, seconds_left(trainer))
+                if trainer.step % prepared.settings.save_every == 0 or trainer.is_done:
+                    saver.save()
+                    if prepared.settings.rollback:
+                        saver.finish()  # a run that may go back has none that is only begun
+                    trainer.start_clock()
+                saver.poll()
+            saver.finish()
+    except (RunError, OSError) as error:
         reason = str(error) if isinstance(error, RunError) else f"train: {error}"
         raise RunError(
             f"{reason}. The snapshot of step {saver.last} stands in {directory.path}; go on from "
@@ -130,14 +127,15 @@ def work(path: Path, exchange: Exchange) -> None:
     saver = make_saver(directory, trainer, prepared)
     trainer.start_clock()
     steps = Rollback(trainer, directory)
-    while not trainer.is_done:
-        if steps.step() is not None and (
-            trainer.step % prepared.settings.save_every == 0 or trainer.is_done
-        ):
-            saver.save()
-            if prepared.settings.rollback:
-                saver.finish()
-    saver.finish()
+    with connected():
+        while not trainer.is_done:
+            if steps.step() is not None and (
+                trainer.step % prepared.settings.save_every == 0 or trainer.is_done
+            ):
+                saver.save()
+                if prepared.settings.rollback:
+                    saver.finish()
+        saver.finish()
 
 
 def seconds_left(trainer: Trainer) -> float | None:

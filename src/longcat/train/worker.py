@@ -1,20 +1,32 @@
 """One worker process: `python -m longcat.train.worker`, its task as JSON on standard input."""
 
+import contextlib
 import json
+import os
 import signal
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerTask:
-    """What a worker is told: where to meet, who it is, and which run it works on."""
+    """What a worker is told.
+
+    Args:
+        directory: the run. rank, world: who it is. store: where to meet.
+        parent: process id of rank 0. terminal: a file descriptor of rank 0's standard error, for
+            when rank 0 can no longer speak; None where it has none.
+        expert_parallel, fsdp: the layout.
+    """
 
     directory: str
     rank: int
     world: int
     store: str
+    parent: int
+    terminal: int | None = None
     expert_parallel: int = 1
     fsdp: bool = False
 
@@ -41,10 +53,24 @@ def main() -> int:
         work(Path(task.directory), exchange)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
+        _tell(f"error: {error}. What was saved stands in {task.directory}; go on from it", task)
         return 1
     finally:
         exchange.close()
     return 0
+
+
+def _tell(sentence: str, task: WorkerTask) -> None:
+    """Say it in the place of rank 0, if that is gone."""
+    if task.terminal is None:
+        return
+    until = time.monotonic() + 1  # its connections close a little before it has ended
+    while os.getppid() == task.parent and time.monotonic() < until:
+        time.sleep(0.02)
+    if os.getppid() != task.parent:
+        with contextlib.suppress(OSError):
+            command = f"`longcat train --resume --out {task.directory}`"
+            os.write(task.terminal, f"{sentence} by {command}\n".encode())
 
 
 if __name__ == "__main__":

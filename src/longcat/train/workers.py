@@ -1,7 +1,8 @@
 """Local worker processes: started by rank 0, told their task on standard input, never orphaned.
 
 A worker ignores Ctrl-C (rank 0 tells it when to stop), prints nothing, and ends when rank 0 does:
-its next sum then fails. `longcat.train.worker` is a worker's entry point.
+its next sum then fails, and if rank 0 was killed the worker says so in its place.
+`longcat.train.worker` is a worker's entry point.
 """
 
 import contextlib
@@ -39,6 +40,7 @@ class Workers:
         self._processes: list[subprocess.Popen[str]] = []
         self._logs: list[IO[str]] = []
         self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._terminal: int | None = None
         self.exchange = Exchange()
 
     def __enter__(self) -> "Workers":
@@ -47,6 +49,8 @@ class Workers:
         self._folder = tempfile.TemporaryDirectory(prefix="longcat-train-")
         meeting = str(Path(self._folder.name) / "store")
         store = open_store(meeting, self._world)
+        with contextlib.suppress(OSError):
+            self._terminal = os.dup(2)
         environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         try:
             for rank in range(1, self._world):
@@ -55,6 +59,8 @@ class Workers:
                     rank=rank,
                     world=self._world,
                     store=meeting,
+                    parent=os.getpid(),
+                    terminal=self._terminal,
                     **asdict(self._layout),
                 )
                 self._start(task, environment)
@@ -89,6 +95,7 @@ class Workers:
             stderr=log,
             text=True,
             env=environment,
+            pass_fds=() if self._terminal is None else (self._terminal,),
             process_group=0,  # Ctrl-C in a terminal is rank 0's alone, from the first moment on
         )
         self._logs.append(log)
@@ -124,6 +131,9 @@ class Workers:
             process.wait()
         for log in self._logs:
             log.close()
+        if self._terminal is not None:
+            os.close(self._terminal)
+            self._terminal = None
         self._processes, self._logs = [], []
         if self._folder is not None:
             self._folder.cleanup()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from longcat.cli.benchmarks import memory, timing, train
-from longcat.cli.benchmarks.document import Row, rounded
+from longcat.cli.benchmarks.document import Clock, Row, rounded
 from longcat.flash import FlashConfig
+from longcat.train.allocator import keep_freed_memory
 
 STEP = (
     "forward, backward and fused AdamW on a fresh batch of 8 x 256 tokens, from the same weights, "
@@ -76,3 +78,33 @@ def compare(config: FlashConfig, precision: str, rounds: int, *, with_theirs: bo
         for name, value in speed.items()
     ]
     return Comparison(peaks=peaks, rows=rows)
+
+
+def document(rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """What is written to train-cpu.json; `say` is told what is missing and what is measured."""
+    missing = train.transformers_missing()
+    if missing:
+        say(missing)
+    keep_freed_memory()  # as `longcat train` does; transformers has the good of it, too
+    clock = Clock()
+    peaks: list[Row] = []
+    rows: list[Row] = []
+    with timing.pinned_threads(1):
+        machine = timing.machine("cpu", "transformers")
+        for shape, config in train.shapes().items():
+            for precision in train.PRECISIONS:
+                case = compare(config, precision, rounds, with_theirs=not missing)
+                of: Row = {"shape": shape, "precision": precision}
+                peaks += [of | row for row in case.peaks]
+                rows += [of | row for row in case.rows]
+                say(f"measured {shape}, {precision}")
+    return clock.document(
+        f"longcat bench train --rounds {rounds}",
+        "medians of processor time of one thread, in turns; spread: middle half over the median",
+        **machine,
+        step=STEP,
+        peak=PEAK,
+        memory=MEMORY,
+        peaks=peaks,
+        rows=rows,
+    )

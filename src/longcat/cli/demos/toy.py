@@ -21,6 +21,7 @@ from torch.nn.functional import cross_entropy
 
 from longcat.flash import FlashConfig, FlashModel
 from longcat.train import TrainSettings
+from longcat.train.exchange import Exchange
 from longcat.train.trainer import Trainer
 
 VOCABULARY = 48
@@ -73,8 +74,14 @@ def tiny_config(width: int = WIDTH, layers: int = 1) -> FlashConfig:
     )
 
 
-def tiny_trainer(width: int = WIDTH, layers: int = 1, /, **changes: Any) -> Trainer:
-    """A trainer at step 0 on one thread; `changes` are fields of `TrainSettings`."""
+def tiny_trainer(
+    width: int = WIDTH, layers: int = 1, exchange: Exchange | None = None, /, **changes: Any
+) -> Trainer:
+    """A trainer at step 0 on one thread.
+
+    Args:
+        exchange: the other processes, if there are any. changes: fields of `TrainSettings`.
+    """
     torch.set_num_threads(1)  # tensors this small gain nothing from more
     settings: dict[str, Any] = {
         "batch_size": 8,
@@ -91,7 +98,8 @@ def tiny_trainer(width: int = WIDTH, layers: int = 1, /, **changes: Any) -> Trai
     }
     made = TrainSettings(**{**settings, **changes})
     ids = text(made.seed)[:_TEXT]
-    return Trainer(tiny_config(width, layers), made, ids, np.ones(VOCABULARY, dtype=np.int64))
+    token_bytes = np.ones(VOCABULARY, dtype=np.int64)
+    return Trainer(tiny_config(width, layers), made, ids, token_bytes, exchange)
 
 
 def train(trainer: Trainer, name: str = "loss") -> list[float]:

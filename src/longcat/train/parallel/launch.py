@@ -10,6 +10,7 @@ torchrun's own restarts (--max-restarts) are no way to go on after a death: laun
 """
 
 import os
+import signal
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -97,6 +98,10 @@ def follow(launch: Launch) -> None:
     """
     from longcat.train.loop import work
 
+    # torchrun passes an interruption on to all, and rank 0 alone decides what it means; when a
+    # process has died it asks the others to end, who then find out by themselves and say so.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     limit_threads(1)
     keep_freed_memory()
     signs = _join(launch)

@@ -29,6 +29,7 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from longcat.train.directory import SHARDED, RunDirectory
 from longcat.train.errors import RunError
+from longcat.train.exchange import connected
 from longcat.train.parallel.saving import Publish
 from longcat.train.prepare import Prepared
 from longcat.train.snapshot import moments, write_state
@@ -82,7 +83,8 @@ class ShardedSaver:
             return
         (step, folder, writing), self._begun = self._begun, None
         try:
-            writing.result()
+            with connected():
+                writing.result()
         except (CheckpointException, RuntimeError, OSError) as error:
             raise RunError(f"train: saving step {step} failed: {_reason(error)}") from error
         if self._is_first:

@@ -10,6 +10,8 @@ Every process finds the trouble in the same exchanged figures; rank 0 names the 
 more sum tells the others.
 """
 
+from dataclasses import dataclass
+
 import torch
 
 from longcat.train.directory import RunDirectory
@@ -22,6 +24,21 @@ from longcat.train.watch.alarm import Alarm
 TROUBLE = ("spike", "corruption")  # the kinds of alarms that a run goes back for
 
 
+@dataclass(frozen=True, kw_only=True)
+class Trouble:
+    """A step that went wrong.
+
+    Attributes:
+        kind: of the alarm, or "divergence". step: where it was found. back_to: the step gone back
+            to. text: the alarm's.
+    """
+
+    kind: str
+    step: int
+    back_to: int
+    text: str
+
+
 class Rollback:
     """Makes steps, and goes back when one went wrong.
 
@@ -30,12 +47,14 @@ class Rollback:
 
     Attributes:
         left: how many times are left in this process's life.
+        trouble: what it went back for last.
     """
 
     def __init__(self, trainer: Trainer, directory: RunDirectory) -> None:
         self.trainer = trainer
         self.directory = directory
         self.left = trainer.settings.rollback
+        self.trouble: Trouble | None = None
         self._last_trouble = 0
         self._last_target = 0
         self._news: list[Alarm] = []
@@ -54,20 +73,21 @@ class Rollback:
         except DivergedError as error:
             if not self.left:
                 raise
-            self._go_back(trainer.step + 1, trainer.step, str(error).partition(" (")[0])
+            why = str(error).partition(" (")[0].removeprefix("train: ")
+            self._go_back("divergence", trainer.step + 1, trainer.step, why)
             return None
         trouble = [a for a in record["alarms"] if a["kind"] in TROUBLE]
         if trouble and self.left:
             good = trainer.step - 1
             if trouble[0]["kind"] == "corruption":
                 good = trainer.corruption.clean_until
-            self._go_back(trainer.step, good, trouble[0]["text"])
+            self._go_back(trouble[0]["kind"], trainer.step, good, trouble[0]["text"])
             return None
         record["alarms"] = [*self._news, *record["alarms"]]
         self._news = []
         return record
 
-    def _go_back(self, trouble: int, good_until: int, why: str) -> None:
+    def _go_back(self, kind: str, trouble: int, good_until: int, why: str) -> None:
         trainer, again = self.trainer, trouble == self._last_trouble
         if again:
             good_until = min(good_until, self._last_target - 1)
@@ -79,6 +99,7 @@ class Rollback:
         trainer.stop_asked = stop_asked
         trainer.skipped = skipped + (trouble - target if again else 0)
         self.left -= 1
+        self.trouble = Trouble(kind=kind, step=trouble, back_to=target, text=why)
         self._last_trouble, self._last_target = (0 if again else trouble), target
         data = f"past the data of {trouble - target} steps" if again else "over the same data"
         text = (
