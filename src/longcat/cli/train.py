@@ -17,6 +17,7 @@ from longcat.cli.training import (
     interruption,
     process_count,
     short,
+    told_determinism,
     written,
 )
 
@@ -151,8 +152,9 @@ def command(
     if search_lr is not None or (resume and out is not None and is_search(out)):
         if from_step is not None:
             wanted["from_step"] = from_step  # the search says that it has no such choice
-        if tensorboard:
-            raise ValueError("train: --tensorboard is for one run; a search has many, leave it out")
+        if tensorboard or verify_determinism:
+            option = "--tensorboard" if tensorboard else "--verify-determinism"
+            raise ValueError(f"train: {option} is for one run; a search has many, leave it out")
         search = ask_search(out, wanted, search_lr, transfer_from, processes=workers, say=say)
         raise typer.Exit(run_search(search, console, processes=workers, say=say))
     place, resume = find_place(out, wanted, resume, quickstart, console)
@@ -168,15 +170,9 @@ def command(
         )
         session = open_run(place, settings, processes=workers, layout=layout, say=say)
     show_card(console, session.card, session.prepared.config)
-    if verify_determinism:
-        from longcat.train.watch.rerun import rerun
-
-        found = rerun(session.prepared, session.directory.latest())
-        console.print(f"  {found.sentence()}", style="bad" if found.differing else "note")
-        if found.differing:
-            raise typer.Exit(1)
     with Watcher(console, session) as watcher, written(session, watcher, tensorboard) as observer:
-        trainer, interrupted = train_run(session, observer)
+        verified = told_determinism(console) if verify_determinism else None
+        trainer, interrupted = train_run(session, observer, verified)
     if interrupted:
         console.print(
             f"interrupted: saved at step {trainer.step} of {place}; go on by", soft_wrap=True

@@ -1,6 +1,7 @@
 """What `longcat train` decides before and says after: place, settings, the last line of output."""
 
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from longcat.train.loop import Observer
     from longcat.train.parallel.launch import Launch
     from longcat.train.summary import Summary
+    from longcat.train.watch.rerun import Rerun
 
 DEFAULT_STEPS = 1000
 SFT_STEPS = 300
@@ -155,6 +157,17 @@ def written(
     if not tensorboard:
         return nullcontext(watcher)
     return TensorBoard(session.directory.path, watcher)
+
+
+def told_determinism(console: "Console") -> "Callable[[Rerun], None]":
+    """Who is told what --verify-determinism found: it says so, and ends with 1 if bits differ."""
+
+    def told(found: "Rerun") -> None:
+        console.print(f"  {found.sentence()}", style="bad" if found.differing else "note")
+        if found.differing:
+            raise typer.Exit(1)
+
+    return told
 
 
 def short(summary: "Summary") -> dict[str, Any]:

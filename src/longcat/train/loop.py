@@ -21,6 +21,7 @@ from longcat.train.parallel.saving import make_saver, make_whole
 from longcat.train.prepare import Prepared, reopen
 from longcat.train.snapshot import read_snapshot, write_snapshot
 from longcat.train.trainer import Trainer
+from longcat.train.watch.rerun import rerun
 from longcat.train.watch.rollback import Rollback
 
 
@@ -118,10 +119,18 @@ def run(
     return trainer
 
 
-def work(path: Path, exchange: Exchange) -> None:
-    """The other processes' loop: the same steps, no words, no files but pieces of snapshots."""
+def work(path: Path, exchange: Exchange, *, verify: bool = False) -> None:
+    """The other processes' loop: the same steps, no words, no files but pieces of snapshots.
+
+    Args:
+        verify: make steps twice first, as `session.train_run` does in rank 0.
+    """
     directory = RunDirectory(path)
     prepared = reopen(directory)
+    if verify:
+        with connected():
+            if rerun(prepared, directory.latest(), exchange).differing:
+                return
     trainer = make_trainer(prepared, exchange)
     read_snapshot(trainer, directory.latest())
     saver = make_saver(directory, trainer, prepared)

@@ -18,7 +18,7 @@ from longcat.train.allocator import keep_freed_memory
 from longcat.train.directory import RunDirectory
 from longcat.train.distill import DistillRecord, DistillSettings, distill_mtp
 from longcat.train.errors import RunError
-from longcat.train.exchange import limit_threads
+from longcat.train.exchange import connected, limit_threads
 from longcat.train.loop import Observer, begin, interruptible, run
 from longcat.train.origin import Origin, read_origin
 from longcat.train.parallel.launch import Launched, launched
@@ -36,6 +36,7 @@ from longcat.train.summary import Summary, summarise
 from longcat.train.trainer import Trainer
 from longcat.train.watch.exactness import other_bits
 from longcat.train.watch.keep import kept
+from longcat.train.watch.rerun import Rerun, rerun
 from longcat.train.workers import Workers
 
 Say = Callable[[str], None]
@@ -181,20 +182,30 @@ def resume_run(
     )
 
 
-def train_run(session: Session, observer: Observer) -> tuple[Trainer, bool]:
+def train_run(
+    session: Session, observer: Observer, verified: Callable[[Rerun], None] | None = None
+) -> tuple[Trainer, bool]:
     """Train to the end or to an interruption.
+
+    Args:
+        verified: steps are made twice first, in all processes, and this is told what came of it;
+            it raises to end the run there. None does without.
 
     Returns:
         (the trainer at the end, whether the run was interrupted).
     """
-    launch, path = launched(), session.directory.path
+    launch, path, verify = launched(), session.directory.path, verified is not None
     others = (
-        Workers(path, session.processes, session.layout)
+        Workers(path, session.processes, session.layout, verify=verify)
         if launch is None
-        else Launched(launch, path, session.layout)
+        else Launched(launch, path, session.layout, verify=verify)
     )
     # torchrun passes a terminal's Ctrl-C on, so that it comes twice.
     with interruptible(patient=launch is not None) as stopping, others:
+        if verified is not None:
+            with connected():
+                found = rerun(session.prepared, session.directory.latest(), others.exchange)
+            verified(found)
         trainer = run(
             session.directory,
             session.prepared,

@@ -18,7 +18,7 @@ class WorkerTask:
         directory: the run. rank, world: who it is. store: where to meet.
         parent: process id of rank 0. terminal: a file descriptor of rank 0's standard error, for
             when rank 0 can no longer speak; None where it has none.
-        expert_parallel, fsdp: the layout.
+        verify: make steps twice first. expert_parallel, fsdp: the layout.
     """
 
     directory: str
@@ -27,6 +27,7 @@ class WorkerTask:
     store: str
     parent: int
     terminal: int | None = None
+    verify: bool = False
     expert_parallel: int = 1
     fsdp: bool = False
 
@@ -50,7 +51,7 @@ def main() -> int:
     signs = open_store(signs_of(task.store))
     exchange = meet(store, task.rank, task.world, layout, signs)
     try:
-        work(Path(task.directory), exchange)
+        work(Path(task.directory), exchange, verify=task.verify)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         _tell(f"error: {error}. What was saved stands in {task.directory}; go on from it", task)

@@ -31,11 +31,20 @@ class Workers:
     Args:
         directory: the run; it must hold a snapshot, from which every process starts.
         processes: how many there are in all, this one included. layout: how they divide the model.
+        verify: whether they make steps twice first.
     """
 
-    def __init__(self, directory: Path, processes: int, layout: Layout | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        processes: int,
+        layout: Layout | None = None,
+        *,
+        verify: bool = False,
+    ) -> None:
         self._directory = directory
         self._layout = layout or Layout()
+        self._verify = verify
         self._world = processes
         self._processes: list[subprocess.Popen[str]] = []
         self._logs: list[IO[str]] = []
@@ -61,6 +70,7 @@ class Workers:
                     store=meeting,
                     parent=os.getpid(),
                     terminal=self._terminal,
+                    verify=self._verify,
                     **asdict(self._layout),
                 )
                 self._start(task, environment)

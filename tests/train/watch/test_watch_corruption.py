@@ -12,10 +12,8 @@ from longcat.train.loop import Silent, begin, run
 from longcat.train.metrics import read_metrics
 from longcat.train.prepare import prepare
 from longcat.train.trainer import Trainer
-from longcat.train.watch import rerun as rerun_module
 from longcat.train.watch.recheck import same_bits
 from longcat.train.watch.replicas import differing, fingerprint
-from longcat.train.watch.rerun import rerun
 from longcat.train.workers import Workers
 
 
@@ -187,38 +185,3 @@ def test_a_corruption_is_gone_back_for_to_the_last_checked_snapshot(kit, tmp_pat
     text = read_metrics(directory.path)[4]["alarms"][0]["text"]
     assert "step 6 went wrong" in text
     assert "back to step 4" in text
-
-
-def test_steps_made_twice_are_the_same_and_the_run_is_not_touched(kit, tmp_path):
-    directory, prepared = start(kit, tmp_path / "run")
-    before = {p: p.stat().st_mtime_ns for p in directory.path.rglob("*")}
-    found = rerun(prepared, directory.latest())
-    assert found.differing == ()
-    assert "3 steps made twice in one process of 1 thread, every bit the same" in found.sentence()
-    assert {p: p.stat().st_mtime_ns for p in directory.path.rglob("*")} == before
-
-
-def test_control_steps_that_are_not_deterministic_are_named(kit, tmp_path, monkeypatch):
-    """One bit of one gradient of the second trainer's second step."""
-    directory, prepared = start(kit, tmp_path / "run")
-    made = []
-
-    class Unsteady(Trainer):
-        def __init__(self, *arguments):
-            super().__init__(*arguments)
-            made.append(self)
-            original, number = self.pieces.sum_, len(made)
-
-            def sum_():
-                original()
-                if number == 2 and self.step == 1:
-                    self.pieces.gradients.view(torch.int32)[100] ^= 1
-
-            self.pieces.sum_ = sum_
-
-    monkeypatch.setattr(rerun_module, "Trainer", Unsteady)
-    found = rerun(prepared, directory.latest())
-    assert found.differing[0] == (2, "gradients")
-    assert (2, "loss") not in found.differing
-    assert (1, "weights") not in found.differing
-    assert "at step 2 the bits differ in gradients" in found.sentence()

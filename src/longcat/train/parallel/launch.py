@@ -69,9 +69,15 @@ class Launched:
         exchange: between all of them, once entered.
     """
 
-    def __init__(self, launch: Launch, directory: Path, layout: Layout) -> None:
+    def __init__(
+        self, launch: Launch, directory: Path, layout: Layout, *, verify: bool = False
+    ) -> None:
         self._launch = launch
-        self._task = {"directory": str(directory.resolve()), "layout": asdict(layout)}
+        self._task = {
+            "directory": str(directory.resolve()),
+            "layout": asdict(layout),
+            "verify": verify,
+        }
         self._layout = layout
         self.exchange = Exchange()
 
@@ -112,7 +118,7 @@ def follow(launch: Launch) -> None:
         raise RunError("train: rank 0 ended before the run began; its message says why") from error
     exchange = Exchange(launch.rank, launch.world, Layout(**told[0]["layout"]), signs)
     try:
-        work(Path(told[0]["directory"]), exchange)
+        work(Path(told[0]["directory"]), exchange, verify=told[0]["verify"])
     finally:
         exchange.close()
 
