@@ -65,6 +65,7 @@ def command(
     processes: options.Processes = "auto",
     expert_parallel: options.ExpertParallel = 1,
     fsdp: options.Fsdp = False,
+    pipeline: options.Pipeline = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Train a small LongCat-Flash: a card first, then the run, then a report.
@@ -134,7 +135,7 @@ def command(
     if launch is not None and launch.rank:
         follow(launch)
         return
-    layout = Layout(expert_parallel=expert_parallel, fsdp=fsdp)
+    layout = Layout(expert_parallel=expert_parallel, fsdp=fsdp, pipeline=pipeline)
     workers = process_count(processes, launch, layout, searching=search_lr is not None)
     if tensorboard:
         require_tensorboard()
@@ -164,7 +165,7 @@ def command(
         )
     else:
         settings = (
-            chosen_settings(wanted, quickstart, processes=workers)
+            chosen_settings(wanted, quickstart, processes=workers, layout=layout)
             if transfer_from is None
             else transferred_settings(transfer_from, wanted)
         )

@@ -210,6 +210,10 @@ Fsdp = Annotated[
     bool,
     _process("--fsdp", help="Split all weights over the processes (fully_shard)."),
 ]
+Pipeline = Annotated[
+    bool,
+    _process("--pipeline", help="Cut the model by layers over the processes (zero bubble)."),
+]
 
 AsJson = Annotated[
     bool, typer.Option("--json", help="One JSON document on standard output, no more.")

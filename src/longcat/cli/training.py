@@ -85,7 +85,11 @@ def find_place(
 
 
 def chosen_settings(
-    wanted: dict[str, Any], quickstart: bool, *, processes: int | None = None
+    wanted: dict[str, Any],
+    quickstart: bool,
+    *,
+    processes: int | None = None,
+    layout: "Layout | None" = None,
 ) -> "TrainSettings":
     """What was asked for, over the defaults that depend on each other."""
     from longcat.flash import FlashConfig
@@ -115,6 +119,8 @@ def chosen_settings(
     batch = wanted.get("batch_size", TrainSettings.batch_size)
     if processes is not None and processes > 2 and batch % processes == 0:
         defaults["micro_batches"] = processes  # one for each
+    if layout is not None and layout.pipeline and batch % (2 * (processes or 2)) == 0:
+        defaults["micro_batches"] = 2 * (processes or 2)  # one for each stage
     return TrainSettings(**{**defaults, **wanted})
 
 

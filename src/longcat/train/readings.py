@@ -9,6 +9,7 @@ Source: report sections 2.1.1, 2.1.2, 3.1.3.
 import math
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from longcat.flash.operations import training_operations
@@ -103,7 +104,13 @@ def _similarity(trainer: "Trainer") -> list[float]:
     weights = [layer.mlp.router.classifier.weight for layer in trainer.layers]
     # Under FSDP every process holds some rows; all of them come by here on the same steps.
     whole = [w.full_tensor() if hasattr(w, "full_tensor") else w for w in weights]
-    return [router_similarity(weight) for weight in whole]
+    found = torch.tensor(
+        [router_similarity(w) if w.numel() else 0.0 for w in whole], dtype=torch.float64
+    )
+    if trainer.exchange.layout.pipeline:  # a layer's router is in one process
+        trainer.exchange.sum_(found)
+    similarity: list[float] = found.tolist()
+    return similarity
 
 
 def _r_g(trainer: "Trainer", *, centred: bool = False) -> list[float] | None:

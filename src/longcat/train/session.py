@@ -87,7 +87,7 @@ def open_run(
     origin = None if settings.init is None else read_origin(settings)
     config = model_config(settings) if origin is None else origin.config
     count, why = choose_processes(processes, settings.micro_batches)
-    layout.check(count, config)
+    layout.check(count, config, settings)
     check_memory(config, settings, count)
     directory.check_new()
     limit_threads(1)
@@ -163,7 +163,7 @@ def resume_run(
     if settings != saved:
         # Other processes read the settings from the snapshot; so does the next resume.
         directory.replace_settings(snapshot, settings.to_json())
-    layout.check(count, prepared.config)
+    layout.check(count, prepared.config, settings)
     step = int(snapshot.name.rpartition("-")[2])
     speed = probe(prepared)
     rows = card(prepared, speed, count, f"{why}; {layout.describe(count)}", str(out))

@@ -91,7 +91,7 @@ def _read_whole(trainer: Trainer, snapshot: Path) -> None:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise RunError(f"resume: {path} cannot be read: {error}") from error
-    wanted = {name for name, _ in pieces.named_parameters()}
+    wanted = {name for name, p in saved.named_parameters() if p.requires_grad}
     if {name.partition("/")[2] for name in tensors if name.startswith("exp_avg/")} != wanted:
         raise RunError(f"resume: {path} holds moments of another model")
     for name, held in pieces.named_parameters():

@@ -87,28 +87,84 @@ def forward_backward(
     model.recompute = "layer" if measure and settings.recompute != "none" else settings.recompute
     with arithmetic(settings):
         output = model(inputs, output_router=True, document_ids=documents)
-        nll = _summed(output.logits, torch.from_numpy(wanted), bos)
-        mtp_logits = (
+        drafts = (
             model.mtp(output.hidden, next_ids, document_ids=documents)[0]
             if settings.mtp_weight
             else None
         )
-        z = hidden_z_loss(_real(output.last_layer, documents), settings.z_loss_weight)
+        loss, total = add_losses(
+            (output.logits, output.last_layer, drafts),
+            (torch.from_numpy(wanted), after_next),
+            targets,
+            settings,
+            tally,
+            bos=bos,
+            token_bytes=token_bytes,
+            documents=documents,
+        )
+    if measure:
+        _measure(model, output, loss, tally)
+        if drafts is not None:
+            tally.add("agreed", agreement(output.logits, drafts, documents))
+    total.backward()
+    _add_sums(output, documents, tally)
+
+
+def add_losses(
+    outputs: tuple[Tensor, Tensor, Tensor | None],
+    wanted: tuple[Tensor, Tensor],
+    targets: Targets,
+    settings: TrainSettings,
+    tally: Tally,
+    *,
+    bos: int,
+    token_bytes: NDArray[np.int64],
+    documents: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(main loss, all losses but the balance loss) of one micro-batch, whose sums are tallied.
+
+    Args:
+        outputs: logits [B,T,V], last layer [B,T,D] and draft logits [B,T,V], or None for these.
+        wanted: [B,T] each, what the model and what the draft head are to predict; bos is nothing.
+    """
+    (logits, last_layer, drafts), (main, after_next) = outputs, wanted
+    nll = _summed(logits, main, bos)
+    z = hidden_z_loss(_real(last_layer, documents), settings.z_loss_weight)
     loss = nll / targets.main
     total = loss + z / settings.micro_batches
-    if mtp_logits is not None:
-        mtp_nll = _summed(mtp_logits, after_next, bos)
+    if drafts is not None:
+        mtp_nll = _summed(drafts, after_next, bos)
         total = total + settings.mtp_weight * mtp_nll / max(1, targets.mtp)
         tally.add("mtp_nll", mtp_nll.detach())
         tally.add("mtp_targets", float((after_next != bos).sum()))
-    if measure:
-        _measure(model, output, loss, mtp_logits, documents, tally)
-    total.backward()
-    _add_sums(output, documents, tally)
+    told = main[main != bos]
     tally.add("nll", nll.detach())
-    tally.add("targets", float((wanted != bos).sum()))
-    tally.add("bytes", float(token_bytes[wanted[wanted != bos]].sum()))
+    tally.add("targets", float(told.numel()))
+    tally.add("bytes", float(token_bytes[told.numpy()].sum()))
     tally.add("z", z.detach())
+    hidden = _real(last_layer.detach(), documents).double()
+    tally.add("hidden_squared", hidden.square().sum())
+    tally.add("hidden_count", hidden.numel())
+    tally.add("tokens", math.prod(hidden.shape[:-1]))
+    return loss, total
+
+
+def agreement(logits: Tensor, drafts: Tensor, documents: Tensor | None = None) -> float:
+    """How often the draft head's choice is the model's own.
+
+    Both look at the token two places after position i: the head from i, the model from i+1.
+    """
+    same = drafts[:, :-1].argmax(dim=-1) == logits[:, 1:].argmax(dim=-1)
+    if documents is not None:
+        same = same[(documents[:, 1:] == documents[:, :-1]) & (documents[:, 1:] >= 0)]
+    return float(same.sum()) / max(1, same.numel())
+
+
+def add_ffn(tally: Tally, layer: int, used: Tensor) -> None:
+    """Tally how many FFN experts each token of a layer used."""
+    used = used.double()
+    tally.ffn[layer] += used.sum()
+    tally.ffn_squared[layer] += (used * used).sum()
 
 
 def _summed(logits: Tensor, ids: Tensor, bos: int) -> Tensor:
@@ -122,14 +178,7 @@ def _real(values: Tensor, documents: Tensor | None) -> Tensor:
     return values if documents is None else values[documents >= 0]
 
 
-def _measure(
-    model: FlashModel,
-    output: FlashOutput,
-    loss: Tensor,
-    mtp_logits: Tensor | None,
-    documents: Tensor | None,
-    tally: Tally,
-) -> None:
+def _measure(model: FlashModel, output: FlashOutput, loss: Tensor, tally: Tally) -> None:
     assert output.router is not None
     if model.config.router.n_routed_experts:
         scores = [routing.scores for routing in output.router]
@@ -138,12 +187,6 @@ def _measure(
         for layer, gradient in enumerate(gradients):
             if gradient is not None:
                 tally.pull[layer] += gradient.sum(dim=0)
-    if mtp_logits is not None:
-        # Both look at the token two places after position i: the head from i, the model from i+1.
-        same = mtp_logits[:, :-1].argmax(dim=-1) == output.logits[:, 1:].argmax(dim=-1)
-        if documents is not None:
-            same = same[(documents[:, 1:] == documents[:, :-1]) & (documents[:, 1:] >= 0)]
-        tally.add("agreed", float(same.sum()) / max(1, same.numel()))
 
 
 def _add_sums(output: FlashOutput, documents: Tensor | None, tally: Tally) -> None:
@@ -151,12 +194,6 @@ def _add_sums(output: FlashOutput, documents: Tensor | None, tally: Tally) -> No
     tally.counts += output.counts
     for layer, routing in enumerate(output.router):
         used = routing.ffn_per_token.view(output.logits.shape[:-1])
-        used = _real(used, documents).double()
-        tally.ffn[layer] += used.sum()
-        tally.ffn_squared[layer] += (used * used).sum()
+        add_ffn(tally, layer, _real(used, documents))
     tally.balance += output.balance_loss
     tally.balance_f[:, : output.balance_f.shape[1]] += output.balance_f
-    hidden = _real(output.last_layer.detach(), documents).double()
-    tally.add("hidden_squared", hidden.square().sum())
-    tally.add("hidden_count", hidden.numel())
-    tally.add("tokens", math.prod(hidden.shape[:-1]))

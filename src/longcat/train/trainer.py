@@ -7,7 +7,7 @@ step) is the whole state, and a run cut in two gives the bits of a run that was 
 
 import math
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from longcat.optim import (
     warmup_stable_decay,
 )
 from longcat.router import BiasController, ControllerConfig
-from longcat.train.batches import Windows
+from longcat.train.batches import Batch, Windows
 from longcat.train.errors import DivergedError, RunError
 from longcat.train.exchange import Exchange
 from longcat.train.metrics import Record
@@ -32,6 +32,7 @@ from longcat.train.settings import TrainSettings
 from longcat.train.sft.packing import PackedWindows
 from longcat.train.stages import stage_at
 from longcat.train.step import (
+    Targets,
     count_targets,
     document_start,
     forward_backward,
@@ -41,6 +42,9 @@ from longcat.train.tally import Tally
 from longcat.train.watch.corruption import CorruptionCheck
 from longcat.train.watch.memory import peak_bytes
 from longcat.train.watch.watch import Watch
+
+if TYPE_CHECKING:
+    from longcat.train.parallel.staged import StagedStep
 
 
 class Trainer:
@@ -108,6 +112,7 @@ class Trainer:
         self.peak: float | None = None
         self._token_bytes = token_bytes
         self.tally = Tally(config, settings.balance_groups)
+        self._staged = self._stages() if self.exchange.layout.pipeline else None
         self._clock = (time.perf_counter(), time.process_time())
 
     @property
@@ -159,20 +164,7 @@ class Trainer:
         self.pieces.clear()
         whole = self.windows.batch(cursor)
         targets = count_targets(whole, document_start(self.config))
-        share = settings.micro_batches // self.exchange.world
-        for i in range(share):
-            part = self.exchange.rank * share + i
-            batch = self.windows.batch(cursor, part, settings.micro_batches)
-            with self.corruption.recomputing(i):
-                forward_backward(
-                    self.model,
-                    batch,
-                    targets,
-                    settings,
-                    tally,
-                    token_bytes=self._token_bytes,
-                    measure=measure,
-                )
+        self._forward_backward(whole, cursor, targets, measure=measure)
         self._tell_clocks(stop)
         self.pieces.sum_()
         self.exchange.sum_(tally.row)
@@ -196,6 +188,35 @@ class Trainer:
         line |= self.watch.look(line)
         line["alarms"] += self.corruption.verdict()
         return line
+
+    def _forward_backward(
+        self, whole: Batch, cursor: int, targets: Targets, *, measure: bool
+    ) -> None:
+        """Gradients and sums of this process's micro-batches, or of its stages of all of them."""
+        if self._staged is not None:
+            self._staged.run(whole, targets, measure=measure)
+            return
+        settings, tally = self.settings, self.tally
+        share = settings.micro_batches // self.exchange.world
+        for i in range(share):
+            part = self.exchange.rank * share + i
+            batch = self.windows.batch(cursor, part, settings.micro_batches)
+            with self.corruption.recomputing(i):
+                forward_backward(
+                    self.model,
+                    batch,
+                    targets,
+                    settings,
+                    tally,
+                    token_bytes=self._token_bytes,
+                    measure=measure,
+                )
+
+    def _stages(self) -> "StagedStep":
+        from longcat.train.parallel.staged import StagedModel, StagedStep
+
+        assert isinstance(self.pieces, StagedModel)
+        return StagedStep(self.model, self.pieces, self.settings, self.tally, self._token_bytes)
 
     def _enter_stage(self) -> None:
         """Window length and rotary base of the next step, which follow from its number."""

@@ -18,7 +18,7 @@ class WorkerTask:
         directory: the run. rank, world: who it is. store: where to meet.
         parent: process id of rank 0. terminal: a file descriptor of rank 0's standard error, for
             when rank 0 can no longer speak; None where it has none.
-        verify: make steps twice first. expert_parallel, fsdp: the layout.
+        verify: make steps twice first. expert_parallel, fsdp, pipeline: the layout.
     """
 
     directory: str
@@ -30,6 +30,7 @@ class WorkerTask:
     verify: bool = False
     expert_parallel: int = 1
     fsdp: bool = False
+    pipeline: bool = False
 
 
 def main() -> int:
@@ -47,7 +48,7 @@ def main() -> int:
     keep_freed_memory()
     store = open_store(task.store, task.world)
     store.set(f"arrived-{task.rank}", "yes")
-    layout = Layout(expert_parallel=task.expert_parallel, fsdp=task.fsdp)
+    layout = Layout(expert_parallel=task.expert_parallel, fsdp=task.fsdp, pipeline=task.pipeline)
     signs = open_store(signs_of(task.store))
     exchange = meet(store, task.rank, task.world, layout, signs)
     try:

@@ -1,6 +1,7 @@
 """What a process holds of the model, and the sum of gradients over processes; here: everything.
 
-`split.SplitModel` is the other answer, for layouts that divide weights.
+`split.SplitModel` is the other answer, for layouts that divide weights, and `staged.StagedModel`
+the one for a model that is cut by layers.
 """
 
 from collections.abc import Iterator
@@ -54,6 +55,10 @@ def divide(model: FlashModel, exchange: Exchange, *, half: bool) -> Pieces:
     if exchange.layout.is_whole:
         return WholeModel(model, exchange)
     exchange.layout.check(exchange.world, model.config)
+    if exchange.layout.pipeline:
+        from longcat.train.parallel.staged import StagedModel
+
+        return StagedModel(model, exchange)
     from longcat.train.parallel.split import SplitModel  # FSDP takes a second to import
 
     return SplitModel(model, exchange, half=half)

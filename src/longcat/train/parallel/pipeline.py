@@ -15,12 +15,13 @@ Notable:
 - shapes are stated and not inferred: torch would infer them by running the layers on the meta
   device, where no mixture can sort its tokens.
 
-This is a part for programs of your own; `longcat train` has no flag for it.
+`longcat train --pipeline` builds on it in `parallel.staged`.
 
 Source: report section 5 (pipeline parallelism); the schedule is torch.distributed.pipelining's.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.distributed as dist
@@ -29,6 +30,7 @@ from torch.distributed.pipelining import PipelineStage
 from torch.distributed.pipelining.schedules import ScheduleZBVZeroBubble
 
 from longcat.flash import FlashModel
+from longcat.moe import MoERecord
 
 Loss = Callable[[tuple[Tensor, ...], Tensor], Tensor]
 
@@ -38,10 +40,14 @@ class Stage(nn.Module):
 
     Attributes:
         counts: [L,E] int64 slots of this stage's layers since the last `clear`; other rows are 0.
+        seen: told of each layer's number and what its mixture did, micro-batch by micro-batch.
+        arithmetic: the context that the layers are computed in.
     """
 
     def __init__(self, model: FlashModel, layers: range, *, is_first: bool, is_last: bool) -> None:
         super().__init__()
+        self.seen: Callable[[int, MoERecord], None] = lambda number, record: None
+        self.arithmetic: Callable[[], AbstractContextManager[object]] = nullcontext
         self._numbers = layers
         self.embed = model.model.embed_tokens if is_first else None
         self.layers = nn.ModuleList(model.model.layers[i] for i in layers)
@@ -61,12 +67,17 @@ class Stage(nn.Module):
         Returns:
             [B,T,D]; the last stage (logits [B,T,V], last layer [B,T,D], draft logits if any).
         """
+        with self.arithmetic():
+            return self._forward(x, next_ids)
+
+    def _forward(self, x: Tensor, next_ids: Tensor) -> Tensor | tuple[Tensor, ...]:
         if self.embed is not None:
             x = self.embed(x)
         positions = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])
         for number, layer in zip(self._numbers, self.layers, strict=True):
             x, record = layer(x, positions)
             self.counts[number] += record.routing.counts
+            self.seen(number, record)
         if self.norm is None or self.head is None:
             return x
         hidden = self.norm(x)
@@ -74,6 +85,20 @@ class Stage(nn.Module):
             return self.head(hidden), x
         drafted = self.mtp(hidden, next_ids, positions, [None] * self._draft_attentions)
         return self.head(hidden), x, self.head(drafted)
+
+
+def make_stages(model: FlashModel, rank: int, world: int) -> list[Stage]:
+    """The two stages of a process, the one on the way down first."""
+    layers, count = model.config.num_layers, 2 * world
+    return [
+        Stage(
+            model,
+            range(number * layers // count, (number + 1) * layers // count),
+            is_first=number == 0,
+            is_last=number == count - 1,
+        )
+        for number in (rank, count - 1 - rank)
+    ]
 
 
 class Pipeline:
@@ -85,6 +110,7 @@ class Pipeline:
             what is differentiated, so divide by global counts.
         micro_batches: at least 2P, so that the V is full. batch: windows of one of them.
         seq_len: tokens per window. group: the P processes, None for all.
+        stages: this process's, when they have been made already.
 
     Raises:
         ValueError: when there are fewer layers than stages, or fewer micro-batches than stages.
@@ -99,6 +125,7 @@ class Pipeline:
         batch: int,
         seq_len: int,
         group: dist.ProcessGroup | None = None,
+        stages: list[Stage] | None = None,
     ) -> None:
         rank, world = dist.get_rank(group), dist.get_world_size(group)
         layers, count = model.config.num_layers, 2 * world
@@ -116,15 +143,7 @@ class Pipeline:
         logits = wide.new_zeros(batch, seq_len, model.config.vocab_size, requires_grad=True)
         wide.requires_grad_()  # or the schedule sends no gradients back
         last = (logits, wide, logits) if model.model.mtp is not None else (logits, wide)
-        self.stages = [
-            Stage(
-                model,
-                range(number * layers // count, (number + 1) * layers // count),
-                is_first=number == 0,
-                is_last=number == count - 1,
-            )
-            for number in (rank, count - 1 - rank)
-        ]
+        self.stages = make_stages(model, rank, world) if stages is None else stages
         self._schedule = ScheduleZBVZeroBubble(
             [
                 PipelineStage(
