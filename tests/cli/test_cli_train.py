@@ -159,38 +159,6 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(place, capsys, arguments, 
     assert sorted(p.name for p in place.rglob("*")) == before
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_determinism_is_verified_before_the_run_goes_on(
-    finished, tmp_path, capsys, monkeypatch, processes
-):
-    import shutil
-
-    from longcat.train.watch import rerun
-
-    shutil.copytree(finished[0] / "run", tmp_path / "run")
-    arguments = ["--resume", "--out", str(tmp_path / "run"), "--verify-determinism"]
-    arguments += ["--processes", str(processes)]
-    if processes == 1:
-        assert train(*arguments) == 0
-        said = " ".join(capsys.readouterr().out.split())
-        assert "in one process of 1 thread, every bit the same in loss, gradients, counts" in said
-    monkeypatch.setattr(rerun, "same_bits", lambda a, b: False)  # in this process alone
-    assert train(*arguments, "--steps", "9") == 1
-    whose = "" if processes == 1 else " of process 0"
-    said = " ".join(capsys.readouterr().out.split())
-    assert f"the bits{whose} differ in loss, gradients" in said
-    assert "of process 1" not in said
-    assert not (tmp_path / "run" / "state" / "step-00000009").exists()
-
-
-def test_a_search_refuses_what_is_for_one_run(place, capsys):
-    arguments = ("--steps", "2", "--search-lr", "3", "--verify-determinism")
-    assert train("text.txt", *arguments) == 2
-    assert "--verify-determinism is for one run; a search has many" in " ".join(
-        capsys.readouterr().err.split()
-    )
-
-
 def test_settings_cannot_change_on_the_way(finished, capsys):
     assert train("--resume", "--out", str(finished[0] / "run"), "--lr", "1e-5") == 2
     assert "begun with other settings (lr is" in " ".join(capsys.readouterr().err.split())

@@ -8,16 +8,16 @@ finish    evaluation, run.json, report.html
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from longcat.flash import FlashConfig, FlashModel
 from longcat.flash.checkpoint import save_checkpoint
 from longcat.train.allocator import keep_freed_memory
+from longcat.train.changes import changed
 from longcat.train.directory import RunDirectory
 from longcat.train.distill import DistillRecord, DistillSettings, distill_mtp
-from longcat.train.errors import RunError
 from longcat.train.exchange import connected, limit_threads
 from longcat.train.loop import Observer, begin, interruptible, run
 from longcat.train.origin import Origin, read_origin
@@ -40,17 +40,6 @@ from longcat.train.watch.rerun import Rerun, rerun
 from longcat.train.workers import Workers
 
 Say = Callable[[str], None]
-# What may differ when a run is resumed: how long, how often, never what was already computed with.
-CHANGEABLE = (
-    "steps",
-    "time_budget",
-    "save_every",
-    "keep",
-    "distill_steps",
-    "rollback",
-    "sdc_every",
-    "recompute",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +142,7 @@ def resume_run(
     directory = RunDirectory(out)
     chosen = directory.latest() if from_step is None else directory.at(from_step)
     saved = read_settings(chosen)
-    settings = _merged(saved, wanted)
+    settings = changed(saved, wanted)
     count, why = choose_processes(processes, settings.micro_batches)
     limit_threads(1)
     keep_freed_memory()
@@ -283,24 +272,3 @@ def is_unfinished(out: Path) -> bool:
     """Whether `out` holds a run that was interrupted."""
     directory = RunDirectory(out)
     return bool(directory.snapshots()) and not os.path.exists(out / "run.json")
-
-
-def _merged(saved: TrainSettings, wanted: dict[str, Any]) -> TrainSettings:
-    before = asdict(saved)
-    fixed = {
-        name: value
-        for name, value in wanted.items()
-        if name not in CHANGEABLE and value != before[name]
-    }
-    if fixed:
-        listed = ", ".join(f"{n} is {before[n]!r}, not {v!r}" for n, v in fixed.items())
-        raise RunError(
-            f"resume: the run was begun with other settings ({listed}); leave them out, or begin "
-            "a new run with another --out"
-        )
-    if "steps" in wanted:
-        wanted = {**wanted, "time_budget": None}
-    elif "time_budget" in wanted:
-        wanted = {**wanted, "steps": None}
-    names = {f.name for f in fields(TrainSettings)}
-    return replace(saved, **{n: v for n, v in wanted.items() if n in names})
