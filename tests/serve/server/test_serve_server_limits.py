@@ -104,8 +104,12 @@ def test_beyond_running_and_queue_there_is_a_429_that_says_when(ask: Ask) -> Non
             assert answer.status_code == 429
             assert answer.json()["error"]["type"] == "rate_limit_error"
             assert int(answer.headers["retry-after"]) >= 1
+        answer = await server.post(PATH, BODY | {"n": 9})  # there are no nine places at all
+        assert (answer.status_code, answer.json()["error"]["param"]) == (429, None)
         server.engine.hold.set()
         assert [task.status_code for task in await asyncio.gather(*inside)] == [200] * 4
+        answer = await server.post(PATH, BODY | {"n": 9})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "n")
         assert server.service.gate.inside == 0
         assert (await server.post(PATH, BODY)).status_code == 200
 

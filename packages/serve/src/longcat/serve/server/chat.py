@@ -14,7 +14,6 @@ from longcat.serve.server.answers import ChatCompletion
 from longcat.serve.server.chat_choice import ChatChoice
 from longcat.serve.server.chat_request import ChatRequest
 from longcat.serve.server.documents import described
-from longcat.serve.server.fields import parse
 from longcat.serve.server.forms import checked, constraint_of
 from longcat.serve.server.generation import generate, whole
 from longcat.serve.server.service import Service
@@ -31,9 +30,8 @@ def chat_completions(service: Service) -> APIRouter:
     async def reply(http: HttpRequest) -> Response:
         """Reply to a conversation."""
         arrived = time.monotonic()
-        asked = parse(ChatRequest, await http.body())
+        asked = await service.read(http, ChatRequest)
         http.state.user = asked.user
-        service.check_model(asked.model)
         answer = await _Answer.of(service, asked)
         deltas = generate(service, answer.requests, arrived)
         if not asked.stream:

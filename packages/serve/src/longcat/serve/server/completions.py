@@ -16,7 +16,6 @@ from longcat.serve.server.completion_choice import CompletionChoice
 from longcat.serve.server.completion_request import DEFAULT_MAX_TOKENS, CompletionRequest
 from longcat.serve.server.documents import described
 from longcat.serve.server.errors import ApiError
-from longcat.serve.server.fields import parse
 from longcat.serve.server.forms import constraint_of
 from longcat.serve.server.generation import generate, whole
 from longcat.serve.server.service import Service
@@ -32,9 +31,8 @@ def completions(service: Service) -> APIRouter:
     async def complete(http: HttpRequest) -> Response:
         """Continue a text, or token ids; several prompts and several choices in one request."""
         arrived = time.monotonic()
-        asked = parse(CompletionRequest, await http.body())
+        asked = await service.read(http, CompletionRequest)
         http.state.user = asked.user
-        service.check_model(asked.model)
         answer = await _Answer.of(service, asked)
         deltas = generate(service, answer.requests, arrived)
         if not asked.stream:

@@ -27,13 +27,24 @@ class Gate:
         self._empty.set()
 
     def check(self, count: int = 1) -> None:
-        """Raise ApiError unless `count` more would be admitted now: 503 closed, 429 full."""
+        """Raise ApiError unless `count` more would be admitted now: 503 closed, 429 full.
+
+        400 for more than would ever be admitted.
+        """
         if self.closed:
             raise ApiError(
                 503,
                 "the server is shutting down and takes no new requests",
                 code="shutting_down",
                 retry_after=_LONGEST_RETRY,
+            )
+        if count > self.capacity:
+            raise ApiError(
+                400,
+                f"n: {count} sequences were asked for at once; this server holds at most "
+                f"{self.capacity}",
+                param="n",
+                code="invalid_value",
             )
         if self.inside + count > self.capacity:
             raise ApiError(

@@ -5,10 +5,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from starlette.requests import ClientDisconnect, Request
+
 from longcat.chat import Message, Tool
 from longcat.serve.constraint import ConstraintFactory
 from longcat.serve.server.config import ServerConfig
 from longcat.serve.server.errors import ApiError
+from longcat.serve.server.fields import Body, parse
 from longcat.serve.server.gate import Gate
 from longcat.serve.server.metrics import Metrics
 from longcat.serve.server.supervisor import EngineClient
@@ -37,6 +40,22 @@ class Service:
 
     def __post_init__(self) -> None:
         self.vocabulary = Vocabulary(self.tokenizer)
+
+    async def read(self, http: Request, model: type[Body]) -> Body:
+        """The body of a request, which names the model that is served or none.
+
+        Raises ApiError: 400 for a body that is not in form, 404 for another model, 499 when the
+        client leaves, 504 when the body does not come in time.
+        """
+        try:
+            async with asyncio.timeout(self.config.request_seconds):
+                body = parse(model, await http.body())
+        except ClientDisconnect:
+            raise ApiError(499, "the client has left", code="client_left") from None
+        except TimeoutError:
+            raise ApiError(504, "the body did not come in time", code="timeout") from None
+        self.check_model(getattr(body, "model", None) or self.config.model_name)
+        return body
 
     def check_model(self, name: str) -> None:
         """Raise ApiError (404) unless `name` is the model that is served."""

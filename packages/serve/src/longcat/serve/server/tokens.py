@@ -10,7 +10,7 @@ from longcat.serve.server.answers import Detokenized, TokenizerTold, Tokens
 from longcat.serve.server.chat_request import ChatMessage, ToolDefinition
 from longcat.serve.server.documents import asked, described
 from longcat.serve.server.errors import ApiError
-from longcat.serve.server.fields import Strict, Text, TokenId, parse
+from longcat.serve.server.fields import Strict, Text, TokenId
 from longcat.serve.server.service import Service
 
 
@@ -48,8 +48,7 @@ def tokens(service: Service) -> APIRouter:
     @router.post("/tokenize", **described(TokenizeRequest, Tokens))
     async def tokenize(http: Request) -> dict[str, Any]:
         """Token ids of a text or a conversation."""
-        body = parse(TokenizeRequest, await http.body())
-        service.check_model(body.model or service.config.model_name)
+        body = await service.read(http, TokenizeRequest)
         if body.prompt is not None:
             ids = await service.encode(body.prompt, bos=body.add_special_tokens is not False)
         else:
@@ -65,8 +64,7 @@ def tokens(service: Service) -> APIRouter:
     @router.post("/detokenize", **described(DetokenizeRequest, Detokenized))
     async def detokenize(http: Request) -> dict[str, Any]:
         """Text of token ids; control tokens have none."""
-        body = parse(DetokenizeRequest, await http.body())
-        service.check_model(body.model or service.config.model_name)
+        body = await service.read(http, DetokenizeRequest)
         for place, token in enumerate(body.tokens):
             if token >= service.engine.info.vocab_size:
                 raise ApiError(

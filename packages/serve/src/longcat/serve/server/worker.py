@@ -13,6 +13,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from longcat.serve.engine import Engine
 from longcat.serve.request import Delta
@@ -42,7 +43,7 @@ def work(factory: EngineFactory, channel: socket.socket) -> None:
 
 def answer(factory: EngineFactory, channel: socket.socket) -> None:
     """Build the engine and serve the channel until its other end is closed."""
-    try:
+    with channel, suppress(BrokenPipeError, ConnectionResetError):
         try:
             engine = factory()
         except (ValueError, OSError) as error:
@@ -50,8 +51,6 @@ def answer(factory: EngineFactory, channel: socket.socket) -> None:
             return
         channel.sendall(frame(Ready(info=_info(engine))))
         _Worker(engine, channel).run()
-    except (BrokenPipeError, ConnectionResetError):
-        return
 
 
 def _info(engine: Engine) -> EngineInfo:
