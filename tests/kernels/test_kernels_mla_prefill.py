@@ -55,7 +55,7 @@ def test_eager_agrees_with_the_definition(randn, check, shape, dtype, masked):
 def test_tiles_and_fused_attention_agree(randn, check, shape):
     operands = _operands(randn, shape)
     fused = eager.fused(*operands, SCALE, None)
-    tiles = eager._CausalTiles.apply(*operands, SCALE)
+    tiles = eager._Tiles.apply(*operands, SCALE, None)
     assert check.error(tiles, fused) < 1e-13
 
 
@@ -116,7 +116,7 @@ def test_gradients_pass_gradcheck(randn, shape, masked):
 def test_gradients_of_tiles_and_fused_attention_agree(randn, check, shape):
     operands = tuple(t.requires_grad_() for t in _operands(randn, shape))
     pull = randn(shape[0], shape[1], shape[3], shape[5])
-    tiles = torch.autograd.grad((eager._CausalTiles.apply(*operands, SCALE) * pull).sum(), operands)
+    tiles = torch.autograd.grad((eager._Tiles.apply(*operands, SCALE, None) * pull).sum(), operands)
     fused = torch.autograd.grad((eager.fused(*operands, SCALE, None) * pull).sum(), operands)
     for got, want in zip(tiles, fused, strict=True):
         assert check.error(got, want) < 1e-12
@@ -143,6 +143,60 @@ def test_nothing_is_kept_for_a_gradient_that_nobody_asks_for(randn):
         assert not kept
         mla_prefill(operands[0].requires_grad_(), *operands[1:], SCALE)
     assert kept
+
+
+def _documents(n_queries, *starts):
+    """A mask of documents that begin at these places of each row; every token sees itself."""
+    place = torch.arange(n_queries)
+    rows = []
+    for begins in starts:
+        number = sum((place >= begin).long() for begin in begins)
+        rows.append((number[:, None] == number[None]) & (place[:, None] >= place[None]))
+    return torch.stack(rows)
+
+
+DOCUMENTS = [
+    (_documents(300, (0, 150), (0, 20, 299)), [(0, 128), (0, 256), (16, 300)]),
+    (_documents(300, (0, 200), (0, 170, 260)), [(0, 128), (0, 256), (160, 300)]),
+    (_documents(260, (0,), (0, 257)), [(0, 128), (0, 256), (0, 260)]),
+]
+
+
+@pytest.mark.parametrize(("mask", "spans"), DOCUMENTS)
+def test_masked_tiles_skip_the_keys_that_no_row_may_see(mask, spans):
+    found = eager._spans(mask)
+    assert [(keys.start, keys.stop) for _, keys in found] == spans
+    for rows, keys in found:
+        outside = mask[:, rows].clone()
+        outside[:, :, keys] = False
+        assert not outside.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("mask", "spans"), DOCUMENTS)
+def test_masked_tiles_agree_with_the_definition_and_their_gradients_with_fused(
+    randn, check, mask, spans, dtype
+):
+    shape = (2, mask.shape[1], mask.shape[1], 2, 6, 4)
+    operands = tuple(t.requires_grad_() for t in _operands(randn, shape, dtype))
+    out = mla_prefill(*operands, SCALE, mask)
+    assert check.error(out, _definition(*operands, mask)) <= check.bound(dtype)
+    pull = randn(2, mask.shape[1], 2, 4, dtype=dtype)
+    tiles = torch.autograd.grad((out * pull).sum(), operands)
+    wide = tuple(t.detach().double().requires_grad_() for t in operands)
+    fused = torch.autograd.grad((eager.fused(*wide, SCALE, mask) * pull).sum(), wide)
+    for got, want in zip(tiles, fused, strict=True):
+        assert check.error(got, want) <= 2 * check.bound(dtype)
+
+
+def test_control_a_span_that_is_too_short_is_noticed(randn, check, monkeypatch):
+    mask, _ = DOCUMENTS[1]
+    operands = _operands(randn, (2, 300, 300, 1, 4, 4))
+    *others, (rows, keys) = eager._spans(mask)
+    short = [*others, (rows, slice(keys.start + 32, keys.stop))]
+    monkeypatch.setattr(eager, "_spans", lambda mask: short)
+    found = mla_prefill(*operands, SCALE, mask)
+    assert check.error(found, _definition(*operands, mask)) > 0.01
 
 
 def test_empty_operands_get_gradients(randn):
