@@ -6,8 +6,16 @@ from pathlib import Path
 import pytest
 
 from longcat.cli import main
-from longcat.cli.benchmarks.serve import batching, drafts, precision, shapes, speed
-from longcat.cli.benchmarks.serve.forms import FreshPrompts, Ours
+from longcat.cli.benchmarks.serve import (
+    batching,
+    decode,
+    drafts,
+    parts,
+    precision,
+    prefill,
+    shapes,
+)
+from longcat.cli.benchmarks.serve.forms import FreshPrompts, Ours, check_alike
 from longcat.cli.benchmarks.serve.replayed import Replayed
 from longcat.flash import FlashConfig, FlashModel
 from longcat.flash.operations import causal_pairs, training_operations
@@ -23,10 +31,10 @@ def toy() -> FlashModel:
 
 def test_nothing_is_timed_of_models_that_say_different_things(toy: FlashModel) -> None:
     prompts = FreshPrompts(TOY.vocab_size)(5)
-    speed.check_alike({"a": Ours(toy), "b": Ours(toy)}, prompts)
+    check_alike({"a": Ours(toy), "b": Ours(toy)}, prompts)
     other = FlashModel(TOY, seed=1).eval()
     with pytest.raises(ValueError, match="must continue a prompt alike"):
-        speed.check_alike({"a": Ours(toy), "b": Ours(other)}, prompts)
+        check_alike({"a": Ours(toy), "b": Ours(other)}, prompts)
 
 
 def test_replayed_drafts_change_no_token(toy: FlashModel) -> None:
@@ -88,6 +96,43 @@ def test_prompts_that_begin_alike_find_each_other(monkeypatch: pytest.MonkeyPatc
     assert hit["form"] == "hit"
 
 
+def test_a_part_measured_anew_takes_the_place_of_its_own_tables_alone() -> None:
+    header = {"hardware": {"cpu": "a"}, "versions": {"torch": "2"}}
+    before = {**header, "decode": [{"ms": 1.0}], "bandwidth": [{"x": 1.0}], "ragged": [{"s": 1.0}]}
+    rows: parts.Tables = {"decode": [{"ms": 2.0}], "bandwidth": [{"x": 2.0}]}
+    kept = parts.merged(before, header, "decode", rows)
+    assert kept == {**rows, "ragged": [{"s": 1.0}]}
+    # What another machine, or another version, has measured is no part of the same document.
+    for name in header:
+        assert parts.merged(before, {**header, name: {}}, "decode", rows) == rows
+    assert parts.merged({}, header, "decode", rows) == rows
+
+
+def test_a_part_that_there_is_not_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["bench", "serve", "--only", "everything", "--out", str(tmp_path / "new")]
+    assert main.main(arguments) == 2
+    assert "there are prefill, decode, ragged" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_one_part_alone_is_measured_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(shapes, "shapes", lambda: {"toy": TOY})
+    monkeypatch.setattr(batching, "PROMPT", 64)
+    monkeypatch.setattr(batching, "SHARED", 48)
+    arguments = ["bench", "serve", "--only", "prefix", "--rounds", "3", "--out", str(tmp_path)]
+    assert main.main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert "x cold" in shown
+    assert "3 rounds" in shown
+    kept = json.loads((tmp_path / "serve-cpu.json").read_text(encoding="utf-8"))
+    assert [row["form"] for row in kept["prefix"]] == ["cold", "hit"]
+    assert "decode" not in kept
+
+
 @pytest.mark.slow
 def test_the_whole_document_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -95,11 +140,11 @@ def test_the_whole_document_is_written(
     pytest.importorskip("transformers", minversion="5.0")
     monkeypatch.setattr(shapes, "shapes", lambda: {"toy": TOY})
     for module, name, value in (
-        (speed, "PROMPTS", (16,)),
-        (speed, "DECODED", 3),
-        (speed, "PRODUCT", 64),
-        (speed, "READ", 64),
-        (speed, "BATCHES", (1, 2)),
+        (prefill, "PROMPTS", (16,)),
+        (prefill, "PRODUCT", 64),
+        (decode, "TOKENS", 3),
+        (decode, "SIDE", 64),
+        (decode, "BATCHES", (1, 2)),
         (drafts, "TOKENS", 8),
         (drafts, "BATCHES", (1, 2)),
         (batching, "ASKED", (5, 9)),
@@ -112,7 +157,17 @@ def test_the_whole_document_is_written(
     assert main.main(["bench", "serve", "--rounds", "3", "--out", str(tmp_path), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert json.loads((tmp_path / "serve-cpu.json").read_text(encoding="utf-8")) == printed
-    for table in ("limits", "prefill", "decode", "ragged", "prefix", "drafts", "quality"):
+    assert set(printed["measured"]) == set(parts.TABLES)
+    for table in (
+        "peak",
+        "bandwidth",
+        "prefill",
+        "decode",
+        "ragged",
+        "prefix",
+        "drafts",
+        "quality",
+    ):
         assert printed[table]
     for table in ("prefill", "decode", "ragged"):
         ours, theirs = printed[table][:2]

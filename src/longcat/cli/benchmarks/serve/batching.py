@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from functools import partial
 
 from longcat.cli.benchmarks import timing
 from longcat.cli.benchmarks.document import Row, rounded
-from longcat.cli.benchmarks.serve.forms import FreshPrompts, Ours, Theirs, load_ours
+from longcat.cli.benchmarks.serve.forms import FreshPrompts, Ours, contestants
 from longcat.cli.benchmarks.serve.shapes import PRECISIONS
-from longcat.cli.benchmarks.serve.speed import Continue
 from longcat.flash import FlashConfig, FlashModel
 
 ASKED = (512, 16, 352, 96, 256, 48, 448, 160)  # tokens in, and out
@@ -20,11 +18,7 @@ PROMPT, SHARED = 1024, 928  # of the prefix cache's prompts: all tokens, and tho
 
 def measure_ragged(name: str, config: FlashConfig, rounds: int, *, compare: bool) -> list[Row]:
     """Eight requests that arrive together, each leaving when it is done, against a padded batch."""
-    with tempfile.TemporaryDirectory() as directory:
-        FlashModel(config, seed=0).save_pretrained(directory, format="transformers5")
-        forms: dict[str, Continue] = {"longcat": Ours(load_ours(directory, PRECISIONS["float32"]))}
-        if compare:
-            forms["transformers"] = Theirs(directory, PRECISIONS["float32"])
+    _, forms = contestants(config, PRECISIONS["float32"], compare=compare)
     prompts = FreshPrompts(config.vocab_size)(*ASKED)
     turns: dict[str, Callable[[], object]] = {
         form: partial(run, prompts, ANSWERED) for form, run in forms.items()

@@ -21,12 +21,12 @@ NOTES = {
     "its experts",
     "prefill": "one prompt of fresh random tokens until its first token; % of the fastest product "
     "of the precision, in model operations",
-    "decode": "one pass of the batch, from what 24 tokens more take after a prompt of 64; MB_read: "
+    "decode": "one pass of the batch, from what 16 tokens more take after a prompt of 64; MB_read: "
     "weights that a pass reads, each chosen expert once; % of the fastest read",
     "ragged": "8 requests at once, 16 to 512 tokens in, 16 to 128 out; transformers pads them to "
     "one batch; tokens/s counts what was asked for",
     "prefix": "first token of a prompt of 1,024, 928 of them in the prefix cache or none",
-    "drafts": "bfloat16, 96 tokens after a prompt of 64, prefill included; replayed: all is "
+    "drafts": "bfloat16, 64 tokens after a prompt of 64, prefill included; replayed: all is "
     "computed, and what the random weights say is replaced",
     "quality": "bits per byte of held-out text",
 }
@@ -45,6 +45,13 @@ def command(
         ),
     ] = None,
     rounds: Annotated[int, typer.Option(min=3, help="Turns that each form gets.")] = 5,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="prefill, decode, ragged, prefix, drafts or quality; repeat for more.",
+            show_default="all",
+        ),
+    ] = None,
     api_key: Annotated[
         str | None, typer.Option(envvar="LONGCAT_API_KEY", help="With --url: the server's key.")
     ] = None,
@@ -67,7 +74,8 @@ def command(
 ) -> None:
     """Compare our engine with transformers' generate on a CPU, or load a running server (--url).
 
-    Without --url: writes serve-cpu.json; without transformers only our own times are measured.
+    Without --url: writes serve-cpu.json, part by part; parts that are not measured anew stay as
+    they are. Without transformers only our own times are measured.
     With it: streams completions of random prompts, and reports time to first token, time per
     token, throughput and errors.
 
@@ -100,14 +108,11 @@ def command(
         if not result["ended_well"]:
             raise typer.Exit(1)
         return
-    out = out or Path("bench/results")
-    out.mkdir(parents=True, exist_ok=True)  # before minutes of work, not after
-    result = _measure(rounds)
-    path = out / "serve-cpu.json"
+    path = (out or Path("bench/results")) / "serve-cpu.json"
+    result = _measure(path, rounds, only or [])
     if as_json:
-        document.publish_json(path, result)
+        typer.echo(json.dumps(result, indent=2))
         return
-    document.write(path, result)
     for line in _lines(result):
         typer.echo(line)
     typer.echo(f"written: {path}")
@@ -133,50 +138,46 @@ def _load(url: str, key: str | None, model: str | None, traffic: Traffic) -> dic
     return report.summarise(target, traffic, outcomes, seconds)
 
 
-def _measure(rounds: int) -> dict[str, Any]:
-    from longcat.cli.benchmarks import timing
-    from longcat.cli.benchmarks.document import Clock, Row
-    from longcat.cli.benchmarks.serve import batching, drafts, precision, shapes, speed
+def _measure(path: Path, rounds: int, only: list[str]) -> dict[str, Any]:
+    """Measure part after part, and keep each in the file at once."""
+    from longcat.cli.benchmarks import document, timing
+    from longcat.cli.benchmarks.serve import parts
     from longcat.cli.benchmarks.train import transformers_missing
 
+    wanted = parts.chosen(only)
+    path.parent.mkdir(parents=True, exist_ok=True)  # before minutes of work, not after
     missing = transformers_missing()
     if missing:
         typer.echo(missing, err=True)
-    compare = not missing
-    tables: dict[str, list[Row]] = {}
-
-    def keep(table: str, rows: list[Row]) -> None:
-        tables.setdefault(table, []).extend(rows)
-
-    clock = Clock()
+    result = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     with timing.pinned_threads(1):
-        machine = timing.machine("cpu", "longcat-flash", "longcat-serve", "transformers")
-        for name, config in shapes.shapes().items():
-            for dtype in shapes.PRECISIONS:
-                found = speed.measure(name, config, dtype, rounds, compare=compare)
-                keep("limits", found.limits)
-                keep("prefill", found.prefill)
-                keep("decode", found.decode)
-                typer.echo(f"measured {name}, {dtype}", err=True)
-            keep("ragged", batching.measure_ragged(name, config, rounds, compare=compare))
-            keep("prefix", batching.measure_prefix(name, config, rounds))
-            typer.echo(f"measured {name}, batching", err=True)
-        nano = drafts.nano_case()
-        if nano is not None:
-            keep("drafts", drafts.measure(nano, rounds))
-        largest = list(shapes.shapes().items())[-1]
-        keep("drafts", drafts.measure(drafts.replayed_case(*largest), rounds))
-        keep("quality", precision.measure())
-    return clock.document(
-        f"longcat bench serve --rounds {rounds}", TIMES, **machine, notes=NOTES, **tables
-    )
+        header: dict[str, Any] = {
+            "command": "longcat bench serve",
+            "times": TIMES,
+            **timing.machine("cpu", "longcat-flash", "longcat-serve", "transformers"),
+            "notes": NOTES,
+        }
+        for part in wanted:
+            watch = parts.Stopwatch(rounds)
+            rows = parts.measure(part, rounds, compare=not missing)
+            tables = parts.merged(result, header, part, rows)
+            said = {**result.get("measured", {}), part: watch.said()}
+            measured = {
+                name: said[name]
+                for name, of_part in parts.TABLES.items()
+                if any(tables.get(table) for table in of_part)
+            }
+            result = {**header, "measured": measured, **tables}
+            document.write(path, result)
+            typer.echo(f"measured {part}", err=True)
+    return result
 
 
 def _lines(result: dict[str, Any]) -> list[str]:
     """The tables as plain columns, each under its name."""
-    load = "load {before} before, {after} after".format(**result["load"])
     hardware = ", ".join(f"{key} {value}" for key, value in result["hardware"].items())
-    lines = [f"{hardware}; {load}", result["times"]]
+    lines = [hardware, result["times"]]
+    lines += [f"{part}: {said}" for part, said in result["measured"].items()]
     for name, rows in result.items():
         if not isinstance(rows, list) or not rows:
             continue

@@ -19,8 +19,8 @@ from longcat.serve import Model
 
 DRAFTS: dict[str, int | None] = {"off": 0, "1": 1, "2": 2, "3": 3, "chosen": None}
 ACCEPTANCE = 0.8
-PROMPT, TOKENS = 64, 96
-BATCHES = (1, 8)
+PROMPT, TOKENS = 64, 64
+BATCHES = (1, 4)
 
 
 @dataclass(frozen=True, kw_only=True)

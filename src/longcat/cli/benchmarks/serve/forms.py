@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
 import torch
 
-from longcat.flash import FlashModel
+from longcat.flash import FlashConfig, FlashModel
 from longcat.serve import Engine, EngineConfig, Model, Request, SamplingParams, pad_left
 
 Prompts = Sequence[Sequence[int]]
+Continue = Callable[[Prompts, Sequence[int]], list[list[int]]]
 
 CHUNK = 2048  # tokens of prompts fed in one pass
 PAGES = 512
-
-
-def load_ours(directory: str, dtype: torch.dtype) -> FlashModel:
-    """Our model of a checkpoint."""
-    return FlashModel.from_pretrained(directory, dtype=dtype).eval()
 
 
 class Ours:
@@ -88,3 +85,34 @@ class FreshPrompts:
             torch.randint(4, self._vocab, (length,), generator=self._generator).tolist()
             for length in lengths
         ]
+
+
+def contestants(
+    config: FlashConfig, dtype: torch.dtype, *, compare: bool
+) -> tuple[FlashModel, dict[str, Continue]]:
+    """Our model, and who takes turns, with the same random weights.
+
+    Raises:
+        ValueError: they do not continue a prompt alike in float32; then they are not the same
+            model.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        FlashModel(config, seed=0).save_pretrained(directory, format="transformers5")
+        model = FlashModel.from_pretrained(directory, dtype=dtype).eval()
+        forms: dict[str, Continue] = {"longcat": Ours(model)}
+        if compare:
+            forms["transformers"] = Theirs(directory, dtype)
+    if dtype == torch.float32:
+        check_alike(forms, FreshPrompts(config.vocab_size)(40))
+    return model, forms
+
+
+def check_alike(forms: dict[str, Continue], prompts: Prompts) -> None:
+    """Raise ValueError unless all forms continue the prompts with the same tokens."""
+    texts = {name: form(prompts, [8] * len(prompts)) for name, form in forms.items()}
+    first, *others = texts.values()
+    if any(text != first for text in others):
+        raise ValueError(
+            "bench: the same weights must continue a prompt alike, got "
+            f"{texts}; no time is measured of work that differs"
+        )
