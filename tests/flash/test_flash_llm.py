@@ -33,7 +33,7 @@ def acceptance(model: FlashModel) -> float:
 
 
 def test_load_llm_continues_text_as_plain_decoding_does(nano):
-    llm = load_llm(FOLDER)
+    llm = load_llm(FOLDER, config=EngineConfig(num_drafts=1))
     (completion,) = llm.generate(PROMPT, PARAMS)
     assert completion.token_ids == tuple(
         token.id for token in decode(nano, completion.prompt_ids, PARAMS, speculative=False)

@@ -114,3 +114,20 @@ def test_importing_the_package_does_not_import_triton():
     code = "import sys, longcat.kernels; sys.exit('triton' in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == 0
+
+
+def test_unchecked_ops_compute_the_same_and_look_at_nothing():
+    x, weight = torch.randn(3, 8), torch.randn(5, 8)
+    want = kernels.linear(x, weight)
+    with kernels.unchecked():
+        torch.testing.assert_close(kernels.linear(x, weight), want)
+        with pytest.raises(RuntimeError):  # torch's own, not the sentence that names the operand
+            kernels.linear(x, weight[:, :7])
+    with pytest.raises(ValueError, match="weight"):
+        kernels.linear(x, weight[:, :7].clone().double())
+
+
+def test_unchecked_does_nothing_inside_exact_or_a_chosen_backend():
+    for outer in (kernels.exact(), kernels.use_backend("numpy")):
+        with outer, kernels.unchecked(), pytest.raises(ValueError, match="linear"):
+            kernels.linear(torch.randn(3, 8), torch.randn(5, 7))

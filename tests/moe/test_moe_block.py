@@ -245,3 +245,15 @@ def test_padding_is_excluded_from_counts_only():
 def test_an_impossible_expert_width_is_named():
     with pytest.raises(ValueError, match="expert_ffn_hidden_size must be positive"):
         config(f=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("standard", [False, True])
+def test_inference_gives_the_layers_output_and_nothing_else(standard):
+    block, _ = block_and_definition()
+    if standard:
+        block = StandardBlock.of(block)
+    x, positions = tokens()[None], torch.arange(19)[None]
+    torch.testing.assert_close(
+        block.infer(x, positions, (None, None)), block(x, positions)[0], rtol=0, atol=0
+    )

@@ -11,7 +11,7 @@ Source: report section 2.3.1; the absorbed form is report section 5 (decode).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -51,7 +51,6 @@ class Group:
     mask: Tensor | None
 
 
-@runtime_checkable
 class RaggedCache(Protocol):
     """The latents of one attention layer for tokens of many sequences, laid in one row [1,T,D].
 

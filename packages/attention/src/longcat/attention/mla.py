@@ -17,7 +17,7 @@ Source: report section 2.3.1, equations 6 and 7; names as in the released checkp
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -129,9 +129,8 @@ class MLA(nn.Module):
         if cache is None or isinstance(cache, KeyMask | DocumentMask):
             mask = None if cache is None else cache.mask
             heads = self._expanded(q, q_rope, state.latent, state.k_rope, mask)
-        elif isinstance(cache, RaggedCache):
-            cache.write(state.latent, state.k_rope)
-            heads = self._grouped(q, q_rope, cache)
+        elif hasattr(cache, "groups"):  # isinstance of a protocol takes longer than a product
+            heads = self._grouped(state, cast(RaggedCache, cache))
         else:
             cache.write(state.latent, state.k_rope)
             latent, k_rope = cache.read()
@@ -161,8 +160,10 @@ class MLA(nn.Module):
         expanded = n_keys * up + pairs * (c.qk_head_dim + c.v_head_dim)
         return absorbed < expanded
 
-    def _grouped(self, q: Tensor, q_rope: Tensor, cache: RaggedCache) -> Tensor:
-        """Each group of a ragged row [1,T,H,.] by itself -> [1,T,H,dv]."""
+    def _grouped(self, state: MLAState, cache: RaggedCache) -> Tensor:
+        """Each group of a ragged row by itself -> [1,T,H,dv]."""
+        cache.write(state.latent, state.k_rope)
+        q, q_rope = state.q_nope, state.q_rope
         outputs = []
         for group in cache.groups():
             shape = (len(group.latent), -1, *q.shape[2:])
@@ -201,8 +202,13 @@ class MLA(nn.Module):
         c = self.config
         w = self.kv_b_proj.weight.view(c.num_heads, -1, c.kv_lora_rank)
         w_uk, w_uv = w.split([c.qk_nope_head_dim, c.v_head_dim], dim=1)  # [H,dn,C], [H,dv,C]
-        attended = attend(torch.einsum("bthd,hdc->bthc", q_nope, w_uk))
-        return torch.einsum("bthc,hvc->bthv", attended, w_uv)
+        return _by_head(attend(_by_head(q_nope, w_uk)), w_uv.mT)
+
+
+def _by_head(x: Tensor, w: Tensor) -> Tensor:
+    """x [B,T,H,I] times w [H,I,O], each head by its own matrix -> [B,T,H,O]."""
+    product = torch.bmm(x.flatten(0, 1).transpose(0, 1), w)
+    return product.transpose(0, 1).view(*x.shape[:-1], -1)
 
 
 def _joined(nope: Tensor, rope: Tensor) -> Tensor:

@@ -8,7 +8,14 @@ R rope, N FFN experts, Z identity experts, E = N + Z, K choices per token, S FFN
 
 from longcat.kernels import multimem
 from longcat.kernels.cross_entropy import cross_entropy
-from longcat.kernels.dispatch import Backend, exact, exact_enabled, triton_installed, use_backend
+from longcat.kernels.dispatch import (
+    Backend,
+    exact,
+    exact_enabled,
+    triton_installed,
+    unchecked,
+    use_backend,
+)
 from longcat.kernels.experts import experts
 from longcat.kernels.linear import linear
 from longcat.kernels.linear.module import Linear
@@ -43,5 +50,6 @@ __all__ = [
     "route",
     "swiglu",
     "triton_installed",
+    "unchecked",
     "use_backend",
 ]

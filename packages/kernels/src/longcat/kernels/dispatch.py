@@ -14,18 +14,21 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache
-from typing import Any, Literal, get_args
+from functools import cache, wraps
+from typing import Any, Literal, ParamSpec, TypeVar, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
+P = ParamSpec("P")
+T = TypeVar("T")
 Backend = Literal["numpy", "torch", "triton"]
 Form = Literal["numpy", "torch", "triton", "exact"]
 
 _requested: ContextVar[Backend | None] = ContextVar("longcat_kernels_backend", default=None)
 _exact: ContextVar[bool] = ContextVar("longcat_kernels_exact", default=False)
+_unchecked: ContextVar[bool] = ContextVar("longcat_kernels_unchecked", default=False)
 
 
 @contextmanager
@@ -67,6 +70,36 @@ def exact() -> Iterator[None]:
         yield
     finally:
         _exact.reset(token)
+
+
+@contextmanager
+def unchecked() -> Iterator[None]:
+    """Run every op inside the block in eager torch, without a look at its operands.
+
+    For passes over tensors that are right by construction: beside one row of a small model the
+    looking costs as much as the operations. Inside `exact()` or `use_backend()` it does nothing.
+    """
+    token = _unchecked.set(_requested.get() is None and not _exact.get())
+    try:
+        yield
+    finally:
+        _unchecked.reset(token)
+
+
+def or_unchecked(form: Callable[..., Any]) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Decorate an op with its eager form, which `unchecked` calls instead."""
+
+    def decorate(op: Callable[P, T]) -> Callable[P, T]:
+        @wraps(op)
+        def run(*args: P.args, **kwargs: P.kwargs) -> T:
+            if _unchecked.get():
+                result: T = form(*args, **kwargs)
+                return result
+            return op(*args, **kwargs)
+
+        return run
+
+    return decorate
 
 
 def exact_enabled() -> bool:

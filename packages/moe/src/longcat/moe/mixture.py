@@ -102,14 +102,22 @@ class MoE(nn.Module):
 
         `choice` is for a forward that may be run again, see `longcat.router.Choice`.
         """
-        n = self.config.router.n_routed_experts
         routing: Routing = self.router(u, token_mask, choice)
-        flat = u.reshape(-1, u.shape[-1])
-        x_sorted, plan = permute(flat, routing.indices, n)
-        y_sorted = self.experts(x_sorted, plan.offsets)
-        y = combine(y_sorted, plan, routing.gates, routing.indices, flat, n)
+        y = self._mix(u.reshape(-1, u.shape[-1]), routing.indices, routing.gates)
         mask = None if token_mask is None else token_mask.reshape(-1)
         y, loss, f = self.balance.attach(
             y, routing.scores, routing.indices, self.config.router, mask
         )
         return y.view(u.shape), MoERecord(routing=routing, balance_loss=loss, balance_f=f)
+
+    def infer(self, u: Tensor) -> Tensor:
+        """The same where nobody asks what was decided, nor for a loss: u [..., D] to [..., D]."""
+        _, indices, gates = self.router.decide(u)
+        return self._mix(u.reshape(-1, u.shape[-1]), indices, gates).view(u.shape)
+
+    def _mix(self, flat: Tensor, indices: Tensor, gates: Tensor) -> Tensor:
+        """Tokens [T,D] through their experts [T,K] and back, weighted by gates [T,K]."""
+        n = self.config.router.n_routed_experts
+        x_sorted, plan = permute(flat, indices, n)
+        y_sorted = self.experts(x_sorted, plan.offsets)
+        return combine(y_sorted, plan, gates, indices, flat, n)

@@ -44,3 +44,7 @@ class StandardBlock(ScMoEBlock):
         u = self.post_attention_layernorm[1](h3)
         m, record = self.mlp(u, token_mask, choice)
         return h3 + self.mlps[1](u) + m, record
+
+    def infer(self, x: Tensor, positions: Tensor, caches: tuple[Any, Any]) -> Tensor:
+        """`forward` alone, as `ScMoEBlock.infer`."""
+        return self.forward(x, positions, caches)[0]

@@ -108,6 +108,22 @@ class Router(nn.Module):
                 f"router: token_mask must be {tuple(u.shape[:-1])} like the tokens; "
                 f"got {tuple(token_mask.shape)}"
             )
+        scores, indices, gates = self.decide(u, choice)
+        mask = None if token_mask is None else token_mask.reshape(-1)
+        return Routing(
+            scores=scores,
+            indices=indices,
+            gates=gates,
+            counts=expert_counts(indices, self.config.n_experts, mask),
+            ffn_per_token=(indices < self.config.n_routed_experts).sum(dim=-1),
+        )
+
+    def decide(self, u: Tensor, choice: Choice | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores [T,E], chosen experts [T,K] and gates [T,K] of u [..., D], nothing counted.
+
+        Raises:
+            ValueError: when the classifier was cast to half precision.
+        """
         flat = u.reshape(-1, u.shape[-1])
         weight = self.classifier.weight
         if weight.dtype not in (torch.float32, torch.float64):
@@ -127,11 +143,4 @@ class Router(nn.Module):
             )
         if choice is not None:
             choice.indices = indices
-        mask = None if token_mask is None else token_mask.reshape(-1)
-        return Routing(
-            scores=scores,
-            indices=indices,
-            gates=gates,
-            counts=expert_counts(indices, self.config.n_experts, mask),
-            ffn_per_token=(indices < self.config.n_routed_experts).sum(dim=-1),
-        )
+        return scores, indices, gates

@@ -47,9 +47,8 @@ class ExpertCount:
         self.passes: list[Experts] = []
         self._slots, self._unique, self._left = 0, 0, len(model.model.layers)
         self._layers = len(model.model.layers)
-        self._routed = model.config.router.n_routed_experts
-        mixtures = [module for module in model.model.layers.modules() if isinstance(module, MoE)]
-        self._handles = [mixture.register_forward_hook(self._note) for mixture in mixtures]
+        experts = [m.experts for m in model.model.layers.modules() if isinstance(m, MoE)]
+        self._handles = [module.register_forward_hook(self._note) for module in experts]
 
     def __enter__(self) -> ExpertCount:
         return self
@@ -58,11 +57,10 @@ class ExpertCount:
         for handle in self._handles:
             handle.remove()
 
-    def _note(self, mixture: nn.Module, inputs: Any, output: Any) -> None:
-        indices = output[1].routing.indices
-        used = indices[indices < self._routed]
-        self._slots += used.numel()
-        self._unique += used.unique().numel()
+    def _note(self, experts: nn.Module, inputs: Any, output: Any) -> None:
+        rows, ends = inputs
+        self._slots += len(rows)
+        self._unique += int((ends.diff(prepend=ends.new_zeros(1)) > 0).sum())
         self._left -= 1
         if not self._left:
             self.passes.append(Experts(slots=self._slots, unique=self._unique))

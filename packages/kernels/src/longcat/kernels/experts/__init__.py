@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from longcat.kernels.dispatch import choose, through_numpy
+from longcat.kernels.dispatch import choose, or_unchecked, through_numpy
 from longcat.kernels.experts import eager, exact, reference
 from longcat.kernels.operands import (
     autocast_dtype,
@@ -19,6 +19,7 @@ from longcat.kernels.operands import (
 __all__ = ["experts"]
 
 
+@or_unchecked(eager.experts)
 def experts(
     x_sorted: Tensor,
     gate_up: Tensor,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from longcat.kernels.dispatch import choose, through_numpy
+from longcat.kernels.dispatch import choose, or_unchecked, through_numpy
 from longcat.kernels.linear import eager, exact, reference
 from longcat.kernels.operands import (
     autocast_dtype,
@@ -18,6 +18,7 @@ from longcat.kernels.operands import (
 __all__ = ["linear"]
 
 
+@or_unchecked(eager.linear)
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """y = x @ weight^T + bias.
 

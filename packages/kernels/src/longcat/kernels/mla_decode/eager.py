@@ -37,7 +37,9 @@ def _softmax(scores: Tensor, mask: Tensor | None, n_heads: int) -> Tensor:
     """Softmax of scores [B, T*H, S] over the keys that mask [B, T, S] shows; none shown: zeros."""
     if mask is None:
         return scores.softmax(dim=-1)
-    mask = mask.repeat_interleave(n_heads, dim=1)
+    mask = mask.unsqueeze(2)  # for all heads of a query
+    shape, scores = scores.shape, scores.unflatten(1, (-1, n_heads))
     # A softmax over no key at all is 0/0. Such rows attend to everything and are erased after.
     blind = ~mask.any(dim=-1, keepdim=True)
-    return scores.masked_fill(~(mask | blind), -torch.inf).softmax(dim=-1).masked_fill(blind, 0)
+    weights = scores.masked_fill(~(mask | blind), -torch.inf).softmax(dim=-1)
+    return weights.masked_fill(blind, 0).view(shape)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from longcat.kernels.dispatch import choose, through_numpy, to_numpy
+from longcat.kernels.dispatch import choose, or_unchecked, through_numpy, to_numpy
 from longcat.kernels.operands import check_dtype, check_floating, check_shape, check_together
 from longcat.kernels.permute import eager, reference
 from longcat.kernels.permute.reference import PermutePlan
@@ -13,6 +13,7 @@ from longcat.kernels.permute.reference import PermutePlan
 __all__ = ["PermutePlan", "combine", "permute"]
 
 
+@or_unchecked(eager.permute)
 def permute(x: Tensor, indices: Tensor, n_ffn: int) -> tuple[Tensor, PermutePlan[Tensor]]:
     """Copy each token once per FFN expert it chose, sorted by expert, then by slot.
 
@@ -55,6 +56,7 @@ def permute(x: Tensor, indices: Tensor, n_ffn: int) -> tuple[Tensor, PermutePlan
     return eager.permute(x, indices, n_ffn)
 
 
+@or_unchecked(eager.combine)
 def combine(
     y_sorted: Tensor,
     plan: PermutePlan[Tensor],

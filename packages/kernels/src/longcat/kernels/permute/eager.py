@@ -47,6 +47,8 @@ def permute(x: Tensor, indices: Tensor, n_ffn: int) -> tuple[Tensor, PermutePlan
     dtype = autocast_dtype(x)
     if dtype is not None:
         x = x.to(dtype)
+    if not torch.is_grad_enabled():
+        return x.index_select(0, plan.tokens), plan
     rows: Tensor = _GatherRows.apply(x, plan)  # type: ignore[no-untyped-call]
     return rows, plan
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from longcat.kernels.dispatch import choose, through_numpy
+from longcat.kernels.dispatch import choose, or_unchecked, through_numpy
 from longcat.kernels.operands import check_floating, check_shape, check_together
 from longcat.kernels.rmsnorm import eager, reference
 
 __all__ = ["RMSNorm", "rmsnorm"]
 
 
+@or_unchecked(eager.rmsnorm)
 def rmsnorm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Divide each row by its root mean square, then multiply by `weight`.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -20,8 +21,14 @@ def rmsnorm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     rounded to x.dtype before the weight multiplies it, as the released model does. The result has
     the promoted dtype of x and weight.
     """
+    if x.dtype == weight.dtype and not (torch.is_grad_enabled() or _is_half(x)):
+        return F.rms_norm(x, weight.shape, weight, eps)
     y: Tensor = _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
     return y
+
+
+def _is_half(x: Tensor) -> bool:
+    return x.dtype in (torch.bfloat16, torch.float16)
 
 
 class _RMSNorm(torch.autograd.Function):

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from longcat.kernels.dispatch import choose, through_numpy
+from longcat.kernels.dispatch import choose, or_unchecked, through_numpy
 from longcat.kernels.operands import check_dtype, check_floating, check_shape, check_together
 from longcat.kernels.rope import eager, reference
 from longcat.kernels.rope.reference import rope_frequencies
@@ -17,6 +17,7 @@ from longcat.kernels.rope.reference import rope_frequencies
 __all__ = ["rope", "rope_frequencies"]
 
 
+@or_unchecked(eager.rope)
 def rope(
     x: Tensor,
     positions: Tensor,

@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from longcat.kernels.dispatch import choose, through_numpy
+from longcat.kernels.dispatch import choose, or_unchecked, through_numpy
 from longcat.kernels.operands import check_dtype, check_shape, check_together
 from longcat.kernels.route import eager, reference
 
 __all__ = ["expert_counts", "fused_route", "route"]
 
 
+@or_unchecked(eager.route)
 def route(
     logits: Tensor, bias: Tensor, top_k: int, scale: float, chosen: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -64,6 +65,7 @@ def route(
             return eager.route(logits, bias, top_k, scale, chosen)
 
 
+@or_unchecked(eager.fused_route)
 def fused_route(
     logits: Tensor,
     bias: Tensor,
@@ -120,6 +122,7 @@ def fused_route(
             return eager.fused_route(*operands)
 
 
+@or_unchecked(eager.expert_counts)
 def expert_counts(indices: Tensor, n_experts: int, token_mask: Tensor | None = None) -> Tensor:
     """How many slots chose each expert.
 

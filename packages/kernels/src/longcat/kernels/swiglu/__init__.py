@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from longcat.kernels.dispatch import choose, through_numpy
+from longcat.kernels.dispatch import choose, or_unchecked, through_numpy
 from longcat.kernels.operands import check_floating, check_same_dtype, check_together
 from longcat.kernels.swiglu import eager, exact, reference
 
 __all__ = ["swiglu"]
 
 
+@or_unchecked(eager.swiglu)
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up, where silu(z) = z / (1 + exp(-z)).
 
