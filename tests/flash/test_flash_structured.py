@@ -45,6 +45,7 @@ SPECS = {
     "regex": ConstraintSpec(regex=REGEX),
     "choice": ConstraintSpec(choice=("import os", "import sys", "from")),
 }
+PASSES: list[int] = []  # of every call of `texts`
 PROMPTS = ["import os\n", "    return "]
 
 
@@ -79,6 +80,7 @@ def texts(
                 text, _ = said[delta.request_id]
                 said[delta.request_id] = (text + delta.text, delta.finish_reason)
     engine.check_integrity()
+    PASSES.append(engine.stats().steps)
     return list(said.values())
 
 
@@ -137,6 +139,25 @@ def test_control_without_the_mask_the_form_is_missed() -> None:
         for text, _ in free:
             with pytest.raises((AssertionError, ValueError)):
                 assert has_form(name, text)
+
+
+class LeavesDrafts(TextConstraint):
+    """The control: the head's drafts as they are."""
+
+    def redraft(self, drafts: Sequence[int]) -> list[int]:
+        return list(drafts)
+
+
+def test_what_the_form_makes_certain_is_drafted_and_saves_passes() -> None:
+    made = compiler()
+
+    def factory(spec: ConstraintSpec) -> TextConstraint:
+        sound = made(spec)
+        return LeavesDrafts(sound._matcher, sound._vocab_size, sound._eos)
+
+    left, bettered = texts(SPECS["small"], 3, factory), texts(SPECS["small"], 3, made)
+    assert bettered == left
+    assert PASSES[-1] <= 0.7 * PASSES[-2], PASSES[-2:]
 
 
 def test_a_text_that_is_cut_off_is_the_beginning_of_one_that_has_the_form() -> None:

@@ -154,6 +154,26 @@ def test_behind_a_draft_that_is_not_allowed_anything_is(compiler: ConstraintComp
     assert int(constraint.mask([])[0].sum()) == digits
 
 
+def test_drafts_are_bettered_where_one_token_is_certain_and_cut_where_none_can_stand(
+    compiler: ConstraintCompiler,
+) -> None:
+    seven, wrong = 2 + ord("7"), 2 + ord("x")
+    certain = [2 + ord("a"), 2 + ord("b"), EOS]
+    constraint = compiler(ConstraintSpec(regex="[0-9]ab"))
+    for drafts, better in [
+        ([], []),
+        ([wrong, wrong], []),
+        ([seven], [seven]),
+        ([seven, wrong, wrong], [seven, *certain[:2]]),
+        ([seven, wrong, wrong, wrong, wrong], [seven, *certain]),
+    ]:
+        before = constraint.mask([])
+        assert constraint.redraft(drafts) == better
+        assert np.array_equal(constraint.mask([]), before), "the text stays where it was"
+    constraint.advance([seven])
+    assert constraint.redraft([wrong] * 3) == certain
+
+
 def test_a_text_may_end_only_where_it_is_complete(compiler: ConstraintCompiler) -> None:
     constraint = compiler(ConstraintSpec(regex="a|abc"))
     seen = []

@@ -57,6 +57,13 @@ class Constraint(Protocol):
         """
         ...
 
+    def redraft(self, drafts: Sequence[int]) -> list[int]:
+        """Better drafts for the text so far: where one token alone is allowed, it stands instead.
+
+        They end before one that is not allowed. Only for drafts that cannot change the text.
+        """
+        ...
+
     def advance(self, tokens: Sequence[int]) -> None:
         """Take these tokens, each allowed where it stands, into the text."""
         ...

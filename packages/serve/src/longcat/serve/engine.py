@@ -197,7 +197,7 @@ class Engine:
                 if sequence.finish_reason is not None:
                     break
             else:
-                sequence.drafts, sequence.draft_q = result.drafts_of(row)
+                sequence.propose(*result.drafts_of(row))
         return failed
 
     def _show(self, rows: tuple[Sequence, ...]) -> list[Delta]:

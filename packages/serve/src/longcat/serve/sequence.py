@@ -83,6 +83,12 @@ class Sequence:
         eos = set() if self._eos is None else {self._eos}
         return eos | set(self.params.stop_token_ids)
 
+    def propose(self, drafts: list[int], q: Tensor | None) -> None:
+        """Take the drafts to be judged next; a constraint betters them where no text can change."""
+        if self.constraint is not None and self.params.acceptance == "coupled":
+            drafts = self.constraint.redraft(drafts)
+        self.drafts, self.draft_q = drafts, q
+
     def append(self, run: list[Token]) -> int:
         """Take a run of tokens up to whatever ends the sequence -> how many were taken."""
         for count, token in enumerate(run, start=1):

@@ -119,6 +119,26 @@ class TextConstraint:
             self._matcher.rollback(taken)
         return allowed
 
+    def redraft(self, drafts: Sequence[int]) -> list[int]:
+        """Better drafts for the text so far: where one token alone is allowed, it stands instead.
+
+        They end before one that is not allowed.
+        """
+        better: list[int] = []
+        for draft in drafts:
+            following = np.flatnonzero(self._following())
+            token = int(following[0]) if len(following) == 1 else draft
+            if token not in following:
+                break
+            better.append(token)
+            if token == self._eos:
+                break
+            self._matcher.consume_token(token)
+        taken = sum(token != self._eos for token in better)
+        if taken:
+            self._matcher.rollback(taken)
+        return better
+
     def advance(self, tokens: Sequence[int]) -> None:
         """Take these tokens into the text.
 
