@@ -42,8 +42,10 @@ quickstart: $(RUN)  ## train a small LongCat-Flash on real text, generate from i
 	@$(BIN)/longcat train --quickstart
 
 nano: $(RUN)  ## make the shipped nano weights anew (ten minutes on two cores)
-	@$(BIN)/longcat train --preset nano --steps 2000 --seed 0 --distill-steps 500 --out runs/nano-shipped
+	@$(BIN)/longcat train --preset nano --steps 2200 --seed 0 --distill-steps 1000 --out runs/nano-shipped
 	@$(BIN)/longcat export --model runs/nano-shipped --dtype bf16 --out src/longcat/flash/nano
+	@$(BIN)/longcat bench acceptance runs/nano-shipped
+	@$(BIN)/python tools/nano_card.py runs/nano-shipped src/longcat/flash/nano
 
 test: $(DEV)  ## run the tests that need neither minutes nor a GPU
 	@$(PYTEST) -m "not slow and not gpu"
@@ -57,7 +59,7 @@ test-isolated: $(DEV)  ## install each package alone from its wheel and run its 
 lint: $(DEV)  ## ruff, mypy --strict, the import contracts, the layout rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy src $(PARTS_SRC) tools/check_layout.py tools/test_isolated.py
+	$(BIN)/mypy src $(PARTS_SRC) tools/check_layout.py tools/test_isolated.py tools/nano_card.py
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python tools/check_layout.py
 

@@ -42,6 +42,12 @@ def contents(directory):
     return {p.name: p.read_text() for p in directory.path.iterdir() if p.is_file()}
 
 
+def test_restoring_what_is_there_already_leaves_nothing_beside_it(saved_once):
+    saved_once.restore()
+    saved_once.restore()
+    assert contents(saved_once) == {"model.safetensors": "one", "config.json": "one"}
+
+
 def test_a_save_replaces_the_checkpoint_and_the_older_snapshot(saved_once):
     saved_once.save(2, writer_of("two"))
     assert contents(saved_once) == {"model.safetensors": "two", "config.json": "two"}

@@ -192,6 +192,7 @@ class RunDirectory:
                 shutil.copyfile(source, fresh)
                 _sync(fresh)
             os.replace(fresh, self.path / source.name)
+            fresh.unlink(missing_ok=True)  # of two names of one file a rename leaves both
         _sync(self.path)
 
     def restore(self) -> Path:

@@ -20,7 +20,7 @@ CPU_LIMIT = 1200.0  # seconds of training and teaching together
 BITS_LIMIT = 1.87  # the quickstart's own
 # Shares of drafts to be accepted: of all, and of those where no 5-gram repeats.
 GOALS = {"nano": (0.88, 0.80), "nano-bytes": (0.97, 0.93)}
-_ALL, _FRESH = (0, 1), (2, 3)  # columns of `by_prompt`: tried, taken
+ALL, FRESH = (0, 1), (2, 3)  # columns of `by_prompt`: tried, taken
 
 _MARKS = {True: ("exact", "reached"), False: ("absent", "missed")}
 
@@ -79,8 +79,8 @@ def render(document: Mapping[str, Any]) -> str:
         *(block for name, runs in presets.items() for block in _preset(name, runs)),
         "## Side by side",
         table([_beside(name, runs) for name, runs in presets.items()]),
-        "A token of a larger vocabulary is more text and harder to guess: acceptance falls and "
-        "the bytes that a pass of the model yields rise.",
+        "A token of a larger vocabulary is more text and harder to guess, so shares of accepted "
+        "drafts compare within a vocabulary alone; between vocabularies the bytes of a pass do.",
         "## How it was made",
         "\n".join(_method(document["runs"])),
     ]
@@ -113,7 +113,7 @@ def _verdicts(name: str, runs: Sequence[Row]) -> Iterator[tuple[bool, str]]:
     """Whether each aim is reached, and the sentence that says so."""
     count = "one seed" if len(runs) == 1 else f"mean of {len(runs)} seeds"
     if name in GOALS:
-        kinds = ((_ALL, "of all drafts"), (_FRESH, f"where no {GRAM}-gram repeats"))
+        kinds = ((ALL, "of all drafts"), (FRESH, f"where no {GRAM}-gram repeats"))
         for (columns, of), goal in zip(kinds, GOALS[name], strict=True):
             found = share(runs, columns)
             yield (
@@ -140,7 +140,7 @@ def _cpu_seconds(run: Row) -> float:
 
 def _line(run: Row) -> dict[str, str]:
     """A run's row."""
-    every, fresh = share([run], _ALL), share([run], _FRESH)
+    every, fresh = share([run], ALL), share([run], FRESH)
     return {
         "seed": str(run["seed"]),
         "bits per byte": f"{run['bits_per_byte']:.3f}",
@@ -169,8 +169,8 @@ def _beside(name: str, runs: Sequence[Row]) -> dict[str, str]:
         "of a draft head": f"{runs[0]['draft_parameters'] / 1e6:.2f} M",
         "seeds": str(len(runs)),
         "bits per byte": f"{mean(lambda run: run['bits_per_byte']):.3f}",
-        "accepted": f"{share(runs, _ALL).mean:.1%}",
-        "without repeats": f"{share(runs, _FRESH).mean:.1%}",
+        "accepted": f"{share(runs, ALL).mean:.1%}",
+        "without repeats": f"{share(runs, FRESH).mean:.1%}",
         "tokens a pass": f"{mean(lambda run: run['tokens_per_pass']):.2f}",
         "bytes a pass": f"{mean(lambda run: run['bytes_per_pass']):.2f}",
     }
