@@ -41,6 +41,9 @@ class Size(StrEnum):
 @app.command()
 def kernels(
     device: Annotated[Device, typer.Option(help="Where to measure.")] = Device.cpu,
+    decoding: Annotated[
+        bool, typer.Option("--decoding", help="Triton at decoding shapes.")
+    ] = False,
     out: Out = RESULTS,
     rounds: Rounds = 15,
     as_json: AsJson = False,
@@ -56,6 +59,12 @@ def kernels(
             "bench: --device cuda needs a CUDA device, and torch sees none; use --device cpu"
         )
     out.mkdir(parents=True, exist_ok=True)  # before minutes of work, not after
+    if decoding:
+        from longcat.cli.benchmarks import decoding as measured
+
+        name, result = f"decoding-{device.value}.json", measured.document(device.value, rounds)
+        _publish(out / name, result, "{op}, {shape}", measured.COLUMNS, as_json)
+        return
     document = _measure_kernels(device.value, rounds)
     columns = {
         "us": ("us", "{:,.0f}"),

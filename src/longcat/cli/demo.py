@@ -65,10 +65,17 @@ def _corruption(seed: int, steps: int | None) -> page.Walkthrough:
     return CorruptionDemo(seed=seed, steps=steps or STEPS)
 
 
+def _kernels(seed: int, steps: int | None) -> page.Walkthrough:
+    from longcat.cli.demos.kernels import TOKENS, KernelsDemo
+
+    return KernelsDemo(seed=seed, tokens=steps or TOKENS)
+
+
 DEMOS: dict[str, Callable[[int, int | None], page.Walkthrough]] = {
     "router": _router,
     "optimisation": _optimisation,
     "growth": _growth,
+    "kernels": _kernels,
     "speculative": _speculative,
     "corruption": _corruption,
 }
@@ -157,6 +164,25 @@ def corruption(
     Example: longcat demo corruption --no-pause
     """
     _play("corruption", seed, steps, pause, speed, record, ascii_only, as_json)
+
+
+@app.command()
+def kernels(
+    seed: _Seed = 0,
+    steps: Annotated[
+        int | None, typer.Option("--tokens", min=1, help="Tokens that choose.")
+    ] = None,
+    pause: _Pause = True,
+    speed: _Speed = 1.0,
+    record: _Record = None,
+    ascii_only: _Ascii = False,
+    as_json: _Json = False,
+) -> None:
+    """A decoding step's experts as tiles of the tensor core, and how much of them is padding.
+
+    Example: longcat demo kernels --no-pause
+    """
+    _play("kernels", seed, steps, pause, speed, record, ascii_only, as_json)
 
 
 @app.command("all")

@@ -7,6 +7,7 @@ R rope, N FFN experts, Z identity experts, E = N + Z, K choices per token, S FFN
 """
 
 from longcat.kernels import multimem
+from longcat.kernels.add_rmsnorm import add_rmsnorm
 from longcat.kernels.cross_entropy import cross_entropy
 from longcat.kernels.dispatch import (
     Backend,
@@ -17,14 +18,18 @@ from longcat.kernels.dispatch import (
     use_backend,
 )
 from longcat.kernels.experts import experts
+from longcat.kernels.fp8 import fp8_linear, quantise_blocks, quantise_rows
+from longcat.kernels.latent_write import latent_write
 from longcat.kernels.linear import linear
 from longcat.kernels.linear.module import Linear
 from longcat.kernels.mla_decode import mla_decode
 from longcat.kernels.mla_prefill import mla_prefill
+from longcat.kernels.paged_mla import paged_mla
 from longcat.kernels.permute import PermutePlan, combine, permute
 from longcat.kernels.rmsnorm import RMSNorm, rmsnorm
 from longcat.kernels.rope import rope, rope_frequencies
 from longcat.kernels.route import expert_counts, fused_route, route
+from longcat.kernels.sampling import keep_top, verify
 from longcat.kernels.swiglu import swiglu
 
 __all__ = [
@@ -32,18 +37,25 @@ __all__ = [
     "Linear",
     "PermutePlan",
     "RMSNorm",
+    "add_rmsnorm",
     "combine",
     "cross_entropy",
     "exact",
     "exact_enabled",
     "expert_counts",
     "experts",
+    "fp8_linear",
     "fused_route",
+    "keep_top",
+    "latent_write",
     "linear",
     "mla_decode",
     "mla_prefill",
     "multimem",
+    "paged_mla",
     "permute",
+    "quantise_blocks",
+    "quantise_rows",
     "rmsnorm",
     "rope",
     "rope_frequencies",
@@ -52,4 +64,5 @@ __all__ = [
     "triton_installed",
     "unchecked",
     "use_backend",
+    "verify",
 ]

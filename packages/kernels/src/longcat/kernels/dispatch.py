@@ -114,12 +114,17 @@ def triton_installed() -> bool:
 
 
 def choose(
-    op: str, *tensors: Tensor | None, has_kernel: bool = False, inference_only: bool = False
+    op: str,
+    *tensors: Tensor | None,
+    has_kernel: bool = False,
+    inference_only: bool = False,
+    on_request: bool = False,
 ) -> Form:
     """Pick the form of `op` that runs for these operands.
 
-    A kernel that is `inference_only` has no gradients and has not been timed on a GPU yet: it runs
-    under use_backend("triton") alone, and where a gradient is asked for eager torch does.
+    A kernel `on_request` has not been timed on a GPU yet and runs under use_backend("triton")
+    alone. One that is `inference_only` is that too, and has no gradients: where one is asked for,
+    eager torch runs.
 
     Raises:
         ValueError: the requested backend cannot serve the call; the sentence says what can.
@@ -162,7 +167,8 @@ def choose(
         return "triton"
     # float64 on a GPU is for checking, and eager is what the checks are written against.
     fast = all(tensor.is_cuda and tensor.dtype != torch.float64 for tensor in present)
-    if requested is None and has_kernel and not inference_only and fast and triton_installed():
+    by_itself = has_kernel and not (inference_only or on_request)
+    if requested is None and by_itself and fast and triton_installed():
         return "triton"
     return "torch"
 

@@ -12,13 +12,17 @@ from longcat.kernels.operands import check_dtype, check_floating, check_shape, c
 __all__ = ["cross_entropy"]
 
 
-def cross_entropy(logits: Tensor, targets: Tensor, ignored: int = -100) -> Tensor:
-    """Sum over rows of log(sum_v exp l_v) - sum_v q_v l_v.
+def cross_entropy(
+    logits: Tensor, targets: Tensor, ignored: int = -100, z_weight: float = 0.0
+) -> Tensor:
+    """Sum over rows of Z - sum_v q_v l_v + z_weight Z^2, with Z = log(sum_v exp l_v).
 
     Args:
         logits: [T, V], any floating dtype; computed in float32 (float64 for float64 logits).
         targets: [T] int64, the place where q is 1; or [T, V] floating, q itself.
         ignored: a target that leaves its row out of the sum.
+        z_weight: of the logit z-loss, which keeps Z near 0; the report's z-loss is another one, on
+            hidden states (longcat.optim).
 
     Returns:
         float32 (float64) scalar; the gradient flows to the logits alone.
@@ -39,12 +43,18 @@ def cross_entropy(logits: Tensor, targets: Tensor, ignored: int = -100) -> Tenso
         check_dtype(op, "targets", targets, torch.int64)
         check_shape(op, "targets", targets, "T", sizes)
         _check_range(targets, sizes["V"], ignored)
-    if choose(op, logits, targets) == "numpy":
-        result: Tensor = through_numpy(
-            reference.cross_entropy, logits, targets, ignored, like=logits
-        )
-        return result
-    return eager.cross_entropy(logits, targets, ignored)
+    operands = (logits, targets, ignored, z_weight)
+    fits = logits.dtype != torch.float64
+    match choose(op, logits, targets, has_kernel=fits, on_request=True):
+        case "numpy":
+            result: Tensor = through_numpy(reference.cross_entropy, *operands, like=logits)
+            return result
+        case "triton":
+            from longcat.kernels.cross_entropy import triton_kernel
+
+            return triton_kernel.cross_entropy(*operands)
+        case _:
+            return eager.cross_entropy(*operands)
 
 
 def _check_range(targets: Tensor, vocabulary: int, ignored: int) -> None:

@@ -16,21 +16,25 @@ from torch.autograd.function import once_differentiable
 ROWS = 128  # rows at a time: what is computed of them stays in the cache
 
 
-def cross_entropy(logits: Tensor, targets: Tensor, ignored: int = -100) -> Tensor:
+def cross_entropy(
+    logits: Tensor, targets: Tensor, ignored: int = -100, z_weight: float = 0.0
+) -> Tensor:
     """Sum over rows of the cross entropy, see reference.py. logits [T, V] -> []."""
-    total: Tensor = _CrossEntropy.apply(logits, targets, ignored)  # type: ignore[no-untyped-call]
+    total: Tensor = _CrossEntropy.apply(  # type: ignore[no-untyped-call]
+        logits, targets, ignored, z_weight
+    )
     return total
 
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor, ignored: int) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, ignored: int, z_weight: float) -> Tensor:
         wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
         total = torch.zeros((), dtype=wide, device=logits.device)
         gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
         for start in range(0, len(logits), ROWS):
             part = slice(start, start + ROWS)
-            losses, softmax = _rows(logits[part].to(wide), targets[part], ignored)
+            losses, softmax = _rows(logits[part].to(wide), targets[part], ignored, z_weight)
             total += losses
             if gradient is not None:
                 gradient[part] = softmax
@@ -39,17 +43,20 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
         # A scalar tensor multiplies in full precision; rounding it first would scale them all.
-        return gradient * grad, None, None
+        return gradient * grad, None, None, None
 
 
-def _rows(logits: Tensor, targets: Tensor, ignored: int) -> tuple[Tensor, Tensor]:
-    """(summed loss [], softmax - q [R, V], in the softmax's own memory) of some rows."""
+def _rows(logits: Tensor, targets: Tensor, ignored: int, z_weight: float) -> tuple[Tensor, Tensor]:
+    """(summed loss [], its gradient [R, V] in the softmax's own memory) of some rows."""
     softmax = logits.softmax(dim=-1)
     # log sum exp l = max l - log max softmax: the largest probability is never too small to tell.
     log_sum = logits.amax(dim=-1) - softmax.amax(dim=-1).log()
+    if z_weight:
+        softmax.mul_((1 + 2 * z_weight * log_sum)[:, None])
+        log_sum = log_sum + z_weight * log_sum.square()
     if targets.dim() == 2:
         targets = targets.to(logits.dtype)
         return log_sum.sum() - (targets * logits).sum(), softmax.sub_(targets)

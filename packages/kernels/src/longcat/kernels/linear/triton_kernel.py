@@ -132,7 +132,7 @@ def _constants(tile: Tile, inner: int) -> dict[str, int | bool]:
 
 
 def configurations() -> Iterator[Configuration]:
-    """Every tile of the table, alone and split, at widths that divide, and one that does not."""
+    """Every tile of the table, alone and split, one ragged width, and the kernel in Gluon."""
     for tile in (*(tile for _, tile in ROWS), LARGE):
         for result in ("bf16", "fp32"):
             yield _configuration(tile, result, inner=6144)
@@ -145,6 +145,10 @@ def configurations() -> Iterator[Configuration]:
         divisible=("length",),
         needs=("LDG.E.128",),
     )
+
+    from longcat.kernels.linear import gluon_kernel
+
+    yield from gluon_kernel.configurations()
 
 
 def _configuration(tile: Tile, result: str, inner: int) -> Configuration:

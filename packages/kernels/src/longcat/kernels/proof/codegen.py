@@ -24,6 +24,7 @@ from pathlib import Path
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.experimental.gluon._runtime import GluonASTSource
 
 from longcat.kernels.proof.configuration import Configuration
 
@@ -63,7 +64,7 @@ def configurations(op: str) -> Iterator[Configuration]:
 
 def compile_one(configuration: Configuration) -> Compiled:
     """Compile for sm_90a, disassemble, and compare with what the configuration demands."""
-    source = ASTSource(
+    source = (GluonASTSource if configuration.gluon else ASTSource)(
         configuration.kernel,
         signature=configuration.signature(),
         constexprs=dict(configuration.constants),
@@ -155,6 +156,9 @@ def main() -> None:
     made = [compile_one(c) for op in options.ops or OPS for c in configurations(op)]
     if options.write:
         options.write.write_text(table(made))
+        breaches = [breach for one in made for breach in one.breaches]
+        if breaches:
+            raise SystemExit("\n".join(breaches))
     else:
         for one in made:
             print(json.dumps(asdict(one) | {"row": row(one)}))

@@ -21,6 +21,7 @@ class Configuration:
     needs, forbids: instructions, as prefixes of SASS mnemonics ("HGMMA.64x16x16").
     ptx: what the PTX must contain, for what has no mnemonic of its own ("multimem.st").
     stack: bytes of local memory allowed; 0 unless a spill is known and told.
+    gluon: the kernel is written in Gluon.
     """
 
     kernel: Any
@@ -34,6 +35,7 @@ class Configuration:
     forbids: tuple[str, ...] = ()
     ptx: tuple[str, ...] = ()
     stack: int = 0
+    gluon: bool = False
 
     def signature(self) -> dict[str, str]:
         """The type of every argument, "constexpr" for constants."""
