@@ -143,11 +143,15 @@ def log_likelihoods() -> list[list[float]]:
     return told
 
 
-def test_guidellm_measures_the_server(serve: Serve, tmp_path: Path) -> None:
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_guidellm_measures_the_server(
+    serve: Serve, chat_checkpoint: Path, tmp_path: Path, path: str
+) -> None:
     program = client("guidellm")
-    server = serve("nano", "--quiet")
+    server = serve(nano() if path == "/v1/completions" else chat_checkpoint, "--name", "served")
+    backend = f"kind=openai_http,target={server.url},model=served,request_format={path}"
     run(
-        *(program, "run", "--backend", f"kind=openai_http,target={server.url},model=nano"),
+        *(program, "run", "--backend", backend),
         *("--profile", "kind=concurrent,streams=4"),
         *("--constraint", "kind=max_requests,count=24"),
         *("--tokenizer", f"kind=huggingface_auto,model={nano()}"),
@@ -159,4 +163,5 @@ def test_guidellm_measures_the_server(serve: Serve, tmp_path: Path) -> None:
     metrics = told["benchmarks"][0]["metrics"]
     totals = metrics["request_totals"]
     assert (totals["successful"], totals["errored"]) == (24, 0)
-    print({name: metrics[name]["successful"]["median"] for name in ("time_to_first_token_ms",)})
+    names = ("time_to_first_token_ms", "inter_token_latency_ms", "output_tokens_per_second")
+    print(path, {name: round(metrics[name]["successful"]["median"], 1) for name in names})

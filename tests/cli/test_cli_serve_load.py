@@ -88,6 +88,22 @@ def complete(got: bytes, tokens: int) -> bool:
     return ended and used == [tokens] and b"data: [DONE]" in got
 
 
+def test_only_a_whole_stream_counts_as_whole() -> None:
+    def chunk(reason: str | None) -> bytes:
+        return event({"choices": [{"finish_reason": reason}]})
+
+    def event(told: Any) -> bytes:
+        return b"data: " + json.dumps(told).encode() + b"\n\n"
+
+    usage = event({"choices": [], "usage": {"completion_tokens": 3}})
+    parts = [chunk(None), chunk("length"), usage, b"data: [DONE]\n\n"]
+    assert complete(b"".join(parts), 3)
+    for missing in range(1, 4):
+        assert not complete(b"".join(parts[:missing] + parts[missing + 1 :]), 3)
+    assert not complete(b"".join([chunk("length"), *parts]), 3)
+    assert not complete(b"".join(parts), 4)
+
+
 def test_two_thousand_requests_with_leavers_and_malformed_ones_lose_nothing(
     serve: Serve, chat_checkpoint: Path
 ) -> None:

@@ -95,7 +95,6 @@ class _Answer:
             constraint=constraint,
             extra_stop=(*stops, form.call[1]) if one_call else stops,
         )
-        service.metrics.prompt_tokens.inc(len(ids))
         call = f"chatcmpl-{uuid.uuid4().hex}"
         requests = [
             Request(request_id=f"{call}-{i}", prompt_ids=tuple(ids), params=params, choice=i)

@@ -100,7 +100,6 @@ class _Answer:
                 constraint=constraint,
             )
             lengths.append(len(ids))
-            service.metrics.prompt_tokens.inc(len(ids))
             for choice in range(asked.choices):
                 index = len(requests)
                 requests.append(

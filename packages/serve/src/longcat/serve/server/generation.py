@@ -24,6 +24,7 @@ async def generate(
     config, metrics = service.config, service.metrics
     clock = _Clock(arrived=arrived)
     service.gate.enter(len(requests))
+    metrics.prompt_tokens.inc(sum(len(r.prompt_ids) for r in requests if r.choice == 0))
     try:
         call = service.engine.open(requests)
         try:
