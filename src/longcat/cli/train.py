@@ -36,6 +36,7 @@ def command(
     preset: options.Preset = None,
     vocab_size: options.VocabSize = None,
     width: options.Width = None,
+    mtp_layer: options.MtpLayer = None,
     steps: options.Steps = None,
     time_budget: options.TimeBudget = None,
     seed: options.Seed = None,
@@ -123,6 +124,7 @@ def command(
         "precision": precision,
         "distill_steps": distill_steps,
         "width": width,
+        "mtp_layer": mtp_layer,
     }
     wanted = {name: value for name, value in given.items() if value is not None}
     console = make_console(stderr=as_json)

@@ -66,6 +66,10 @@ Width = Annotated[
     int | None,
     _model(help="Another hidden size.", show_default="the preset's"),
 ]
+MtpLayer = Annotated[
+    str | None,
+    _model(help="The draft head's layer: dense or scmoe.", show_default="dense"),
+]
 
 _length = partial(typer.Option, rich_help_panel="Length and batch")
 Steps = Annotated[

@@ -135,7 +135,7 @@ def _from_checkpoint(wanted: dict[str, Any]) -> tuple[dict[str, Any], dict[str, 
     from longcat.train import RunError, TrainSettings
     from longcat.train.settings import default_lr
 
-    decided = [name for name in ("preset", "vocab_size", "width") if name in wanted]
+    decided = [name for name in ("preset", "vocab_size", "width", "mtp_layer") if name in wanted]
     if decided:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in decided)
         raise RunError(

@@ -89,7 +89,12 @@ class MTPLayer(_Entry):
 
 
 class ScMoEMTPLayer(_Entry):
-    """The entry, then one whole ScMoE layer, as in the main model."""
+    """The entry, then one whole ScMoE layer, as in the main model.
+
+    Attributes:
+        counts: [E] int64 slots per expert of the last pass, without padding; recomputing the pass
+            makes the same ones again.
+    """
 
     def __init__(self, config: FlashConfig, balance: BalanceLoss, made: dict[str, Any]) -> None:
         super().__init__(config, made)
@@ -101,6 +106,7 @@ class ScMoEMTPLayer(_Entry):
             balance=balance,
             **made,
         )
+        self.counts: Tensor | None = None
 
     def forward(
         self,
@@ -113,7 +119,9 @@ class ScMoEMTPLayer(_Entry):
     ) -> Tensor:
         """embedded [B,T,D] of tokens t+1, hidden [B,T,D] of positions t, to [B,T,D]."""
         z = self.enter(embedded, hidden)
-        y: Tensor = self.transformer_layer(z, positions, tuple(caches), token_mask, choice)[0]
+        y: Tensor
+        y, record = self.transformer_layer(z, positions, tuple(caches), token_mask, choice)
+        self.counts = record.routing.counts
         return y
 
 

@@ -12,6 +12,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -100,8 +101,9 @@ def _write_grown(model: FlashModel, snapshot: Path, folder: Path, times: int) ->
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise RunError(f"grow: {path} cannot be read: {error}") from error
+    # A draft head's router has the last row, and there is one head however deep the model is.
     grown = {
-        name: stacked_rows(tensor, times)
+        name: torch.cat([stacked_rows(tensor[:num_layers], times), tensor[num_layers:]])
         for name, tensor in tensors.items()
         if name.startswith(_CONTROLLER)
     }

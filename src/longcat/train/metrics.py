@@ -11,8 +11,8 @@ FILE_NAME = "metrics.jsonl"
 
 # Every line has these. Lists have one entry per ScMoE layer. `r_g` and `router_similarity` are null
 # on the steps between two measurements; `mtp_loss` and `mtp_acceptance` are null without an MTP
-# head; `spike_loss` and `spike_norm` while the history is short; `alarms` is mostly
-# []; `mfu` is null where no peak was measured.
+# head, and `mtp_ffn_experts_mean` where it has no mixture; `spike_loss` and `spike_norm` while the
+# history is short; `alarms` is mostly []; `mfu` is null where no peak was measured.
 FIELDS = (
     "step",
     "tokens",
@@ -40,6 +40,7 @@ FIELDS = (
     "balance_loss",
     "mtp_loss",
     "mtp_acceptance",
+    "mtp_ffn_experts_mean",
     "memory_peak",
     "seconds",
     "cpu_seconds",

@@ -55,8 +55,9 @@ def model_config(settings: TrainSettings) -> FlashConfig:
     """
     preset = FlashConfig.preset(settings.preset)
     heads = preset.num_nextn_predict_layers if settings.mtp_weight else 0
+    draft = {"nextn_use_scmoe": True} if heads and settings.mtp_layer == "scmoe" else {}
     config = FlashConfig.preset(
-        settings.preset, vocab_size=settings.vocab_size, num_nextn_predict_layers=heads
+        settings.preset, vocab_size=settings.vocab_size, num_nextn_predict_layers=heads, **draft
     )
     if settings.width is not None and settings.width != config.hidden_size:
         config = config.widened(settings.width)

@@ -70,6 +70,7 @@ def record(
         "mtp_acceptance": tally["agreed"] / settings.micro_batches
         if has_mtp and measured
         else None,
+        "mtp_ffn_experts_mean": _draft_experts(trainer),
         "memory_peak": tally["memory"],
         "seconds": trainer.seconds,
         "cpu_seconds": trainer.cpu_seconds,
@@ -83,14 +84,23 @@ def _mfu(trainer: "Trainer", took: float, pairs: float) -> float | None:
     """
     if trainer.peak is None or took <= 0:
         return None
+    drafted = trainer.tally.draft_counts[: trainer.config.router.n_routed_experts]
     operations = training_operations(
         trainer.config,
         tokens=trainer.tally["tokens"],
         pairs=pairs,
-        ffn_slots=float(trainer.tally.ffn.sum()),
+        ffn_slots=float(trainer.tally.ffn.sum() + drafted.sum()),
         draft_head=bool(trainer.settings.mtp_weight),
     )
     return operations / took / trainer.peak
+
+
+def _draft_experts(trainer: "Trainer") -> float | None:
+    """FFN experts per token in the draft head's mixture; None where it has none."""
+    if len(trainer.routers) == len(trainer.layers):
+        return None
+    ffn = trainer.tally.draft_counts[: trainer.config.router.n_routed_experts]
+    return float(ffn.sum()) / trainer.tally["tokens"]
 
 
 def _load(load: Tensor) -> list[list[float]]:

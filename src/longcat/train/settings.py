@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
+from longcat.flash.config import MTPLayerKind
 from longcat.flash.recompute import Recompute
 from longcat.train.errors import RunError
 from longcat.train.stages import ContextStage, check_stages
@@ -43,7 +44,9 @@ class TrainSettings:
         schedule: what follows, "wsd" (a plateau, then a linear fall to 0 over the last `decay` of
             the run) or "cosine" (half a cosine to 0 over all that is left).
         weight_decay, beta1, beta2, eps, grad_clip: AdamW and the gradient-norm limit.
-        mtp_weight: weight of the MTP head's cross entropy; 0 trains no head.
+        mtp_weight: weight of the MTP head's cross entropy; 0 trains no head. mtp_layer: what the
+            head's layer is, "dense" as released or "scmoe", a whole layer with a mixture, whose
+            router the bias controller moves too.
         z_loss_weight: lambda of the hidden z-loss (the report's figure 6 shows 1e-7).
         balance_weight: alpha of the balance loss, small enough for R_g < 0.1.
         balance_groups: D of the balance loss.
@@ -92,6 +95,7 @@ class TrainSettings:
     eps: float = 1e-16
     grad_clip: float = 1.0
     mtp_weight: float = 0.3
+    mtp_layer: MTPLayerKind = "dense"
     z_loss_weight: float = 1e-7
     balance_weight: float = 5e-4
     balance_groups: int = 1
@@ -150,6 +154,8 @@ class TrainSettings:
                 raise RunError(f"train: {name} must not be negative; got {value}")
         if self.schedule not in get_args(Schedule):
             raise RunError(f"train: --schedule must be wsd or cosine; got {self.schedule}")
+        if self.mtp_layer not in get_args(MTPLayerKind):
+            raise RunError(f"train: --mtp-layer must be dense or scmoe; got {self.mtp_layer}")
         if self.recompute not in get_args(Recompute):
             raise RunError(
                 f"train: --recompute must be one of {', '.join(get_args(Recompute))}; got "

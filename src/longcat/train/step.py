@@ -106,6 +106,7 @@ def forward_backward(
         _measure(model, output, loss, tally)
         if drafts is not None:
             tally.add("agreed", agreement(output.logits, drafts, documents))
+    add_draft_counts(model, tally)
     total.backward()
     _add_sums(output, documents, tally)
 
@@ -147,6 +148,14 @@ def add_losses(
     tally.add("hidden_count", hidden.numel())
     tally.add("tokens", math.prod(hidden.shape[:-1]))
     return loss, total
+
+
+def add_draft_counts(model: FlashModel, tally: Tally) -> None:
+    """Tally the slots of the draft head's pass just made, where its layer has a mixture."""
+    head = model.model.mtp
+    counts = None if head is None else getattr(head.layers[0], "counts", None)
+    if counts is not None:
+        tally.draft_counts += counts
 
 
 def agreement(logits: Tensor, drafts: Tensor, documents: Tensor | None = None) -> float:

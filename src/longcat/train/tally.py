@@ -16,12 +16,14 @@ from longcat.flash import FlashConfig
 class Tally:
     """Named float64 views into one flat row.
 
-    counts [L,E] slots per expert; ffn, ffn_squared [L] sums over tokens of FFN experts and their
-    square; pull [L,E] gradient of the main cross entropy with respect to the mean scores, on
-    measured steps; balance_f [L,G], balance [L] sums over micro-batches; the rest are scalars.
+    counts [L,E] slots per expert, draft_counts [E] those of a draft head's mixture; ffn,
+    ffn_squared [L] sums over tokens of FFN experts and their square; pull [L,E] gradient of the
+    main cross entropy with respect to the mean scores, on measured steps; balance_f [L,G], balance
+    [L] sums over micro-batches; the rest are scalars.
     """
 
     counts: Tensor
+    draft_counts: Tensor
     ffn: Tensor
     ffn_squared: Tensor
     pull: Tensor
@@ -32,6 +34,7 @@ class Tally:
         layers, experts = config.num_layers, config.router.n_experts
         shapes: dict[str, tuple[int, ...]] = {
             "counts": (layers, experts),
+            "draft_counts": (experts,),
             "ffn": (layers,),
             "ffn_squared": (layers,),
             "pull": (layers, experts),
@@ -48,10 +51,9 @@ class Tally:
             name: part.view(shape)
             for (name, shape), part in zip(shapes.items(), parts, strict=True)
         }
-        self.counts, self.ffn, self.ffn_squared, self.pull, self.balance_f, self.balance = (
-            self._views[name]
-            for name in ("counts", "ffn", "ffn_squared", "pull", "balance_f", "balance")
-        )
+        for name in shapes:
+            if shapes[name]:
+                setattr(self, name, self._views[name])
 
     def add(self, name: str, value: float | Tensor) -> None:
         """Add to one entry."""

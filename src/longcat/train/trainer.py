@@ -100,7 +100,7 @@ class Trainer:
         gains = ControllerConfig(
             mu=settings.mu, mu_final=settings.mu_final, decay_steps=settings.mu_steps
         )
-        self.controller = BiasController(config.router, config.num_layers, gains)
+        self.controller = BiasController(config.router, len(self.routers), gains)
         self.watch = Watch(settings, self.model.balance)
         self.corruption = CorruptionCheck(self)
         self.step = 0
@@ -244,9 +244,10 @@ class Trainer:
         freeze = self.settings.freeze_bias_at
         if freeze is not None and self.step >= freeze:
             self.controller.frozen = True
-        routers = [layer.mlp.router for layer in self.layers]
+        routers = self.routers
         bias = torch.stack([router.e_score_correction_bias for router in routers])
-        fresh = self.controller.update(bias, self.tally.counts.round().to(torch.int64))
+        counts = torch.cat([self.tally.counts, self.tally.draft_counts[None]])[: len(routers)]
+        fresh = self.controller.update(bias, counts.round().to(torch.int64))
         for router, row in zip(routers, fresh, strict=True):
             router.e_score_correction_bias.copy_(row)
 
@@ -254,6 +255,15 @@ class Trainer:
     def layers(self) -> list[Any]:
         """The ScMoE layers."""
         return list(self.model.model.layers)
+
+    @property
+    def routers(self) -> list[Any]:
+        """Of the layers, and last of a draft head's layer that has one."""
+        routers = [layer.mlp.router for layer in self.layers]
+        if self.config.has_mtp and self.config.mtp_layer == "scmoe":
+            head: Any = self.model.model.mtp
+            routers.append(head.layers[0].transformer_layer.mlp.router)
+        return routers
 
     def _check_finite(self, norm: float) -> None:
         if not math.isfinite(self.tally["nll"]) or not math.isfinite(norm):

@@ -30,6 +30,7 @@ from longcat.train.parallel.pipeline import Pipeline, make_stages
 from longcat.train.settings import TrainSettings
 from longcat.train.step import (
     Targets,
+    add_draft_counts,
     add_ffn,
     add_losses,
     agreement,
@@ -158,6 +159,7 @@ class StagedStep:
                 bos=self._bos,
                 token_bytes=self._token_bytes,
             )
+        add_draft_counts(self._model, tally)
         if self._wants_agreement and drafts:
             tally.add("agreed", agreement(logits, drafts[0]))
         return loss if self._measures else total

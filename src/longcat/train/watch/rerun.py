@@ -98,7 +98,7 @@ def _recorded(
             "gradients": _flat([p.grad for p in held if p.grad is not None]),
             "counts": trainer.tally.counts.clone(),
             "weights": _flat([p.detach() for p in held]),
-            "biases": _flat([layer.mlp.router.e_score_correction_bias for layer in trainer.layers]),
+            "biases": _flat([router.e_score_correction_bias for router in trainer.routers]),
         }
         made.append((trainer.step, figures))
     return made
