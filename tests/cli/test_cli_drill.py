@@ -52,6 +52,23 @@ def test_the_launchers_take_turns_and_every_trial_is_a_row(played, tmp_path) -> 
     assert document["command"] == "longcat bench drill --trials 4"
 
 
+def test_a_drill_that_is_interrupted_leaves_the_trials_it_made(
+    played, tmp_path, monkeypatch
+) -> None:
+    honest = drill.trial
+
+    def trial(number, *arguments):
+        if number == 3:
+            raise KeyboardInterrupt
+        return honest(number, *arguments)
+
+    monkeypatch.setattr(drill, "trial", trial)
+    code, document = bench(tmp_path)
+    assert code == 130
+    assert document["whole"] == "3 of 3 trials"
+    assert document["command"] == "longcat bench drill --trials 4"
+
+
 @pytest.mark.parametrize(
     ("what", "value", "outcome"),
     [

@@ -209,17 +209,21 @@ def drill(
 ) -> None:
     """Kill a process of a run, again and again: do the others stop, and does the run go on?
 
-    Exits with 1 unless every trial was whole. Writes drill-cpu.json.
+    Exits with 1 unless every trial was whole. Writes drill-cpu.json, after each trial.
 
     Example: longcat bench drill --trials 4 --out bench/results
     """
     out.mkdir(parents=True, exist_ok=True)
     from longcat.cli.benchmarks import drill as made
+    from longcat.cli.benchmarks.document import write
 
-    document = made.document(trials, lambda line: typer.echo(line, err=True))
+    path = out / "drill-cpu.json"
+    found = made.document(
+        trials, lambda line: typer.echo(line, err=True), lambda result: write(path, result)
+    )
     columns = {name: (name, "{}") for name in ("killed", "seconds", "outcome")}
-    _publish(out / "drill-cpu.json", document, "{launcher}", columns, as_json)
-    raise typer.Exit(int(any(row["outcome"] != "whole" for row in document["rows"])))
+    _publish(path, found, "{launcher}", columns, as_json)
+    raise typer.Exit(int(any(row["outcome"] != "whole" for row in found["rows"])))
 
 
 def _publish(

@@ -37,7 +37,7 @@ LAUNCHERS = ("local workers", "torchrun")
 STEPS = 24
 LIMIT = 60.0  # seconds
 LOST = ("ended before the others", "no sign of life")  # one of these is said
-_WAIT = 300.0  # seconds, for what a trial only waits for
+_WAIT = 1200.0  # seconds, for what a trial only waits for
 _TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 _WORDS = ("alpha", "beta", "gamma", "delta", "(", ")", "return", "+", "\n")
 
@@ -57,27 +57,38 @@ class Struck:
     seconds: float
 
 
-def document(trials: int, say: Callable[[str], None]) -> dict[str, Any]:
+def document(
+    trials: int, say: Callable[[str], None], keep: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
     """What is written to drill-cpu.json.
 
     Args:
-        trials: how many, the launchers taking turns. say: told of each trial.
+        trials: how many, the launchers taking turns. say: told of each trial. keep: told of the
+            document after each, so that an interrupted drill leaves the trials it made.
     """
     clock = Clock()
     rows: list[Row] = []
+    result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="longcat-drill-") as folder:
         made = references(Path(folder))
         for number in range(trials):
             launcher = LAUNCHERS[number % len(LAUNCHERS)]
             rows.append(trial(number, launcher, made[launcher], Path(folder) / str(number)))
             say(f"trial {number + 1} of {trials}, {launcher}: {rows[-1]['outcome']}")
+            result = _of(rows, trials, clock)
+            keep(result)
+    return result
+
+
+def _of(rows: list[Row], trials: int, clock: Clock) -> dict[str, Any]:
+    """The document of the trials so far."""
     return clock.document(
         f"longcat bench drill --trials {trials}",
         f"wall seconds from the kill until every process had ended; at most {LIMIT:.0f} allowed",
         **timing.machine("cpu"),
         run=f"nano of two processes over {STEPS} steps, saved every 3; torchrun's with --fsdp "
         "--expert-parallel 2",
-        whole=f"{sum(row['outcome'] == 'whole' for row in rows)} of {trials} trials",
+        whole=f"{sum(row['outcome'] == 'whole' for row in rows)} of {len(rows)} trials",
         rows=rows,
     )
 
