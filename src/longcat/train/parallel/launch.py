@@ -104,10 +104,6 @@ def follow(launch: Launch) -> None:
     """
     from longcat.train.loop import work
 
-    # torchrun passes an interruption on to all, and rank 0 alone decides what it means; when a
-    # process has died it asks the others to end, who then find out by themselves and say so.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
     limit_threads(1)
     keep_freed_memory()
     signs = _join(launch)
@@ -116,6 +112,10 @@ def follow(launch: Launch) -> None:
         dist.broadcast_object_list(told, src=0)
     except RuntimeError as error:
         raise RunError("train: rank 0 ended before the run began; its message says why") from error
+    # From here on: torchrun passes an interruption on to all, and rank 0 alone decides what it
+    # means; when a process has died it asks the others to end, who find out and say so themselves.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     exchange = Exchange(launch.rank, launch.world, Layout(**told[0]["layout"]), signs)
     try:
         work(Path(told[0]["directory"]), exchange, verify=told[0]["verify"])
