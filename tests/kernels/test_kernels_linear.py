@@ -76,6 +76,24 @@ def test_an_expanded_gradient_and_frozen_operands_are_served(randn, monkeypatch)
     assert weight.grad is None
 
 
+@needs_onednn
+@pytest.mark.parametrize("rows", [2, 8])
+def test_in_inference_mode_few_rows_of_a_large_weight_agree_with_float64(randn, check, rows):
+    x, weight, bias = randn(1, rows, 512), randn(512, 512), randn(512)
+    single = [tensor.float() for tensor in (x, weight, bias)]
+    assert not onednn.takes(*single[:2])
+    with torch.inference_mode():
+        assert onednn.takes(*single[:2])
+        assert not onednn.takes(single[0], single[1][:100])
+        assert not onednn.takes(single[0][:, :1], single[1])
+        assert not onednn.takes(single[0][:, :0], single[1])
+        got = linear(*single)
+        assert linear(single[0][:, :0], *single[1:]).shape == (1, 0, 512)
+    assert got.shape == (1, rows, 512)
+    want = reference.linear(*(t.float().double().numpy() for t in (x, weight, bias)))
+    assert check.error(got, torch.from_numpy(want)) <= check.bound(torch.float32, 512)
+
+
 def test_small_wide_and_cast_products_stay_with_torch(randn):
     large = randn(512, 512).float()
     assert onednn.takes(large, large) == onednn.available()

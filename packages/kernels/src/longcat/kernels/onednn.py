@@ -5,7 +5,8 @@ oneDNN, in the same torch, uses 512-bit vectors wherever there are any: twice as
 machine, and as fast as MKL on an Intel one (`longcat bench train` measures both).
 
 The first product of a new shape costs oneDNN about half a millisecond of code generation, so small
-products and few rows stay with MKL.
+products and few rows stay with MKL. In inference mode the same few rows come again with every
+token, and MKL reads a large weight anew for each of two or three: there oneDNN takes those too.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 FEWEST_ROWS = 32
 SMALLEST = 2**23  # multiply-adds from which the faster product pays for the slower call
+LARGE = 2**18  # numbers of a weight from which it does for few rows
 
 
 def takes(rows: Tensor, weight: Tensor) -> bool:
@@ -28,14 +30,20 @@ def takes(rows: Tensor, weight: Tensor) -> bool:
     return (
         rows.dtype == weight.dtype == torch.float32
         and rows.device.type == weight.device.type == "cpu"
-        and rows.numel() * weight.shape[0] >= SMALLEST
-        and rows.numel() >= FEWEST_ROWS * rows.shape[-1]
+        and _pays(rows, weight)
         and type(rows) in (Tensor, nn.Parameter)
         and type(weight) in (Tensor, nn.Parameter)
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
         and available()
     )
+
+
+def _pays(rows: Tensor, weight: Tensor) -> bool:
+    if rows.numel() < FEWEST_ROWS * rows.shape[-1]:
+        several = rows.numel() > rows.shape[-1]
+        return several and weight.numel() >= LARGE and torch.is_inference_mode_enabled()
+    return rows.numel() * weight.shape[0] >= SMALLEST
 
 
 @cache

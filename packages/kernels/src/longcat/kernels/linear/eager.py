@@ -19,19 +19,25 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     backward, where that is faster (`onednn.takes`).
     """
     if onednn.takes(x, weight):
+        if not torch.is_grad_enabled():
+            return _product(x, weight, bias)
         y: Tensor = _OneDNNLinear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
         return y
     return F.linear(x, weight, bias)
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    y = onednn.times_transposed(x.reshape(-1, x.shape[-1]), weight)
+    if bias is not None:
+        y.add_(bias)
+    return y.view(*x.shape[:-1], weight.shape[0])
 
 
 class _OneDNNLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        y = onednn.times_transposed(x.reshape(-1, x.shape[-1]), weight)
-        if bias is not None:
-            y.add_(bias)
-        return y.view(*x.shape[:-1], weight.shape[0])
+        return _product(x, weight, bias)
 
     @staticmethod
     @once_differentiable
