@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 
-from longcat.chat import LONGCAT, CallDelta, TextDelta
+from longcat.chat import CallDelta, TextDelta
 from longcat.cli.main import main
 from longcat.cli.talk.commands import COMMANDS, Talk, run
 from longcat.cli.talk.lines import read_message
-from longcat.cli.talk.local import LocalPartner
 from longcat.cli.talk.loop import Loop
 from longcat.cli.talk.partner import Piece, Turn
 from longcat.cli.talk.session import Session, Settings
@@ -192,43 +191,6 @@ def test_a_message_may_have_several_lines() -> None:
     assert read_message(feed('"""a', 'b"""')) == "a\nb"
     assert read_message(feed('"""a"""')) == "a"
     assert read_message(feed('"""', "cut off")) == "cut off"
-
-
-@pytest.fixture(scope="module")
-def chatty(tiny_checkpoint: Path) -> LocalPartner:
-    """A model with a chat format that has learned nothing."""
-    from longcat.flash import FlashModel
-    from longcat.flash.tokenizer import Tokenizer
-    from longcat.flash.vocabulary import grow_vocabulary, grown_config
-
-    tokenizer = Tokenizer.load(tiny_checkpoint).with_markers(LONGCAT)
-    model = FlashModel.from_pretrained(tiny_checkpoint)
-    end = tokenizer.markers[LONGCAT.end]
-    config = grown_config(model.config, tokenizer.vocab_size, end)
-    return LocalPartner("chatty", grow_vocabulary(model, config, seed=0).eval(), tokenizer)
-
-
-def said(partner: LocalPartner, session: Session) -> str:
-    pieces = [piece.delta for piece in partner.reply(session)]
-    return "".join(delta.text for delta in pieces if isinstance(delta, TextDelta))
-
-
-def test_a_local_reply_is_the_same_with_and_without_drafts(chatty: LocalPartner) -> None:
-    session = Session()
-    session.ask("hello")
-    session.change(seed=1, max_tokens=20, temperature=1.0)
-    drafted = said(chatty, session)
-    assert chatty.turn.drafted
-    session.change(draft=False)
-    assert said(chatty, session) == drafted
-    assert not chatty.turn.drafted
-
-
-def test_a_conversation_that_is_too_long_is_told_to_start_again(chatty: LocalPartner) -> None:
-    session = Session()
-    session.ask("hello " * 300)
-    with pytest.raises(ValueError, match=r"the conversation has \d+ tokens .* /reset"):
-        chatty.reply(session)
 
 
 def test_a_pipe_gets_the_replies_and_nothing_else(

@@ -1,8 +1,14 @@
-"""A model in this process answers, one token at a time."""
+"""A model in this process answers: an engine of one sequence, which remembers the conversation.
+
+Notable:
+- the engine's prefix cache outlives a reply, so that a turn computes only what is new in it;
+- an interrupt may come in the middle of a pass: the engine is then dropped and made anew.
+"""
 
 import codecs
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from longcat.chat import ReplyParser, TextDelta
@@ -12,9 +18,11 @@ from longcat.cli.talk.session import Session
 if TYPE_CHECKING:
     from longcat.flash import FlashModel
     from longcat.flash.tokenizer import Tokenizer
-    from longcat.serve import Decoding
+    from longcat.serve import Engine, SamplingParams, Token
 
 _MAX_TOKENS = 512
+_PAGE = 16  # tokens
+_MOST_PAGES = 4096
 
 
 class LocalPartner:
@@ -28,27 +36,29 @@ class LocalPartner:
         self.finished = False
         self._model = model
         self._tokenizer = tokenizer
+        self._engine: Engine | None = None
 
     def reply(self, session: Session) -> Iterator[Piece]:
         """The reply, as it comes."""
-        from longcat.serve import SamplingParams, decode
+        from longcat.serve import SamplingParams
+        from longcat.serve.sampling import fresh_seed
 
         settings = session.settings
         ids = self._prompt(session)
-        room = self._model.max_position - len(ids)
+        room = min(self._model.max_position, _MOST_PAGES * _PAGE) - len(ids)
         if room < 1:
             raise ValueError(
-                f"chat: the conversation has {len(ids)} tokens and the model takes "
-                f"{self._model.max_position}; start again with /reset"
+                f"chat: the conversation has {len(ids)} tokens and there is room for "
+                f"{room + len(ids)}; start again with /reset"
             )
         params = SamplingParams(
             temperature=settings.temperature,
             top_p=settings.top_p,
-            seed=settings.seed,
+            seed=fresh_seed() if settings.seed is None else settings.seed,
             max_tokens=min(settings.max_tokens or _MAX_TOKENS, room),
+            speculative=settings.draft and self.drafts,
         )
-        decoding = decode(self._model, ids, params, settings.draft and self.drafts)
-        return self._pieces(decoding)
+        return self._pieces(ids, params)
 
     def _prompt(self, session: Session) -> list[int]:
         from longcat.flash.chat import encode_prompt
@@ -57,7 +67,32 @@ class LocalPartner:
             return encode_prompt(self._tokenizer, session.messages, session.tools or None)
         return self._tokenizer.encode(written(session), bos=True)
 
-    def _pieces(self, decoding: "Decoding") -> Iterator[Piece]:
+    def _tokens(self, ids: list[int], params: "SamplingParams") -> "Generator[Token]":
+        """What the engine gives, token by token; whoever stops early ends the request."""
+        from longcat.serve import Engine, EngineConfig, Request
+
+        if self._engine is None:
+            pages = min(-(-self._model.max_position // _PAGE), _MOST_PAGES)
+            config = EngineConfig(max_running=1, page_size=_PAGE, num_pages=pages)
+            self._engine = Engine(self._model, None, config)
+        engine, whole = self._engine, False
+        engine.add(Request(request_id="reply", prompt_ids=tuple(ids), params=params))
+        try:
+            while engine.has_work:
+                self._engine = None  # until the pass is over, in whatever way
+                deltas = engine.step()
+                self._engine = engine
+                for delta in deltas:
+                    if delta.error is not None:
+                        raise ValueError(f"chat: {delta.error}")
+                    self.finished = delta.finish_reason == "stop"
+                    yield from delta.tokens
+            whole = True
+        finally:
+            if not whole and self._engine is not None:
+                engine.abort("reply")
+
+    def _pieces(self, ids: list[int], params: "SamplingParams") -> Iterator[Piece]:
         from longcat.flash.chat import reply_bytes
 
         chat, started = self._tokenizer.chat, time.monotonic()
@@ -65,25 +100,25 @@ class LocalPartner:
         parser = ReplyParser(chat.name) if chat else None
         decode = codecs.getincrementaldecoder("utf-8")("replace").decode
         self.turn, self.finished = Turn(), False
-        for token in decoding:
-            text = decode(table[token.id] if token.id < len(table) else b"")
-            self.turn = self._took(decoding, time.monotonic() - started)
-            deltas = parser.feed(text) if parser else [TextDelta(text=text)]
-            for delta in deltas:
-                yield Piece(delta=delta, drafted=token.drafted, refused=token.refused)
-            if parser and parser.ended:  # a format whose end is text, not a token
-                break
-        self.finished = decoding.finish_reason == "stop" or (parser is not None and parser.ended)
+        count = accepted = drafted = 0
+        with closing(self._tokens(ids, params)) as tokens:
+            for token in tokens:
+                count, accepted = count + 1, accepted + token.drafted
+                drafted += token.drafted or token.refused
+                self.turn = Turn(
+                    tokens=count,
+                    seconds=time.monotonic() - started,
+                    drafted=drafted,
+                    accepted=accepted,
+                    seed=None if params.greedy else params.seed,
+                )
+                text = decode(table[token.id] if token.id < len(table) else b"")
+                deltas = parser.feed(text) if parser else [TextDelta(text=text)]
+                for delta in deltas:
+                    yield Piece(delta=delta, drafted=token.drafted, refused=token.refused)
+                if parser and parser.ended:  # a format whose end is text, not a token
+                    self.finished = True
+                    break
         left = decode(b"", final=True)
         for delta in [*parser.feed(left), *parser.close()] if parser else [TextDelta(text=left)]:
             yield Piece(delta=delta)
-
-    def _took(self, decoding: "Decoding", seconds: float) -> Turn:
-        stats = decoding.stats
-        return Turn(
-            tokens=stats.tokens,
-            seconds=seconds,
-            drafted=stats.drafted,
-            accepted=stats.accepted,
-            seed=None if decoding.greedy else decoding.seed,
-        )
