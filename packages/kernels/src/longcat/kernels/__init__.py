@@ -30,6 +30,7 @@ from longcat.kernels.rmsnorm import RMSNorm, rmsnorm
 from longcat.kernels.rope import rope, rope_frequencies
 from longcat.kernels.route import expert_counts, fused_route, route
 from longcat.kernels.sampling import keep_top, verify
+from longcat.kernels.scatter_add import scatter_add
 from longcat.kernels.swiglu import swiglu
 
 __all__ = [
@@ -60,6 +61,7 @@ __all__ = [
     "rope",
     "rope_frequencies",
     "route",
+    "scatter_add",
     "swiglu",
     "triton_installed",
     "unchecked",

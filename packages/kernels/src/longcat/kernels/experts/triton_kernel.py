@@ -26,6 +26,7 @@ from longcat.kernels.experts.tiles import (
     most_blocks,
 )
 from longcat.kernels.linear.tiles import Tile
+from longcat.kernels.linear.triton_kernel import NARROWEST
 from longcat.kernels.operands import check_rows
 from longcat.kernels.proof.configuration import Configuration
 
@@ -202,8 +203,7 @@ def configurations() -> Iterator[Configuration]:
     for tile in (*(tile for _, tile in ROWS), LARGE):
         for gated in (True, False):
             left, right = (tile.outputs, tile.tokens) if tile.swap else (tile.tokens, tile.outputs)
-            # Triton 3.6 and 3.7 have no wgmma of 8 columns.
-            small = right < 16
+            small = right < NARROWEST
             yield Configuration(
                 kernel=_grouped,
                 name=f"experts {'gate_up' if gated else 'down'} "

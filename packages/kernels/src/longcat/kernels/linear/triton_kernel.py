@@ -20,6 +20,8 @@ from longcat.kernels.linear.tiles import LARGE, ROWS, Tile, choose_tile
 from longcat.kernels.operands import check_rows
 from longcat.kernels.proof.configuration import Configuration
 
+# Columns of the narrowest wgmma that this Triton knows; below, it takes mma.sync and says nothing.
+NARROWEST = 8 if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 8) else 16
 REDUCE = 1024  # elements that one program of the second pass adds
 
 
@@ -155,8 +157,7 @@ def _configuration(tile: Tile, result: str, inner: int) -> Configuration:
     even = inner % tile.inner == 0
     left, right = (tile.outputs, tile.tokens) if tile.swap else (tile.tokens, tile.outputs)
     wgmma = f"HGMMA.64x{right}x16"
-    # Triton 3.6 and 3.7 have no wgmma of 8 columns.
-    small = right < 16
+    small = right < NARROWEST
     return Configuration(
         kernel=_product,
         name=f"linear {'swap' if tile.swap else 'plain'} {left}x{right}x{tile.inner} to {result}"
