@@ -5,23 +5,18 @@ from typing import Any
 
 import pytest
 
-from longcat.chat import LONGCAT, TextDelta
+from longcat.chat import TextDelta
 from longcat.cli.talk.local import LocalPartner
 from longcat.cli.talk.session import Session
+from longcat.flash import FlashModel
+from longcat.flash.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")
-def chatty(tiny_checkpoint: Path) -> LocalPartner:
+def chatty(chat_checkpoint: Path) -> LocalPartner:
     """A model with a chat format that has learned nothing."""
-    from longcat.flash import FlashModel
-    from longcat.flash.tokenizer import Tokenizer
-    from longcat.flash.vocabulary import grow_vocabulary, grown_config
-
-    tokenizer = Tokenizer.load(tiny_checkpoint).with_markers(LONGCAT)
-    model = FlashModel.from_pretrained(tiny_checkpoint)
-    end = tokenizer.markers[LONGCAT.end]
-    config = grown_config(model.config, tokenizer.vocab_size, end)
-    return LocalPartner("chatty", grow_vocabulary(model, config, seed=0).eval(), tokenizer)
+    model = FlashModel.from_pretrained(chat_checkpoint).eval()
+    return LocalPartner("chatty", model, Tokenizer.load(chat_checkpoint))
 
 
 def said(partner: LocalPartner, session: Session) -> str:
@@ -85,8 +80,8 @@ def test_a_reply_that_is_left_or_interrupted_leaves_an_engine_that_answers_the_s
 
 def test_a_conversation_that_is_too_long_is_told_to_start_again(chatty: LocalPartner) -> None:
     session = Session()
-    session.ask("hello " * 300)
+    session.ask("hello " * 2000)
     with pytest.raises(
-        ValueError, match=r"the conversation has \d+ tokens and there is room for 256; .* /reset"
+        ValueError, match=r"the conversation has \d+ tokens and there is room for 1024; .* /reset"
     ):
         chatty.reply(session)

@@ -5,6 +5,7 @@ import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -163,3 +164,21 @@ def test_a_wrong_key_and_an_unknown_model_are_refused_at_once(server: Stub) -> N
         RemotePartner(server.url, "wrong")
     with pytest.raises(ValueError, match="has no model 'llama'; it has nano, other"):
         RemotePartner(server.url, "secret", "llama")
+
+
+@pytest.mark.slow
+def test_a_served_model_says_what_it_says_here(
+    serve: Any,
+    chat_checkpoint: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    here = ["--model", str(chat_checkpoint)]
+    there = ["--url", serve(chat_checkpoint, "--api-key", "secret").url, "--api-key", "secret"]
+    replies = []
+    for partner in (here, there):
+        monkeypatch.setattr("sys.stdin", io.StringIO("hello\nand?\n"))
+        assert main(["chat", *partner, "--seed", "3", "--max-tokens", "24"]) == 0
+        replies.append(capsys.readouterr().out)
+    assert replies[0] == replies[1]
+    assert len(replies[0]) > 10
