@@ -99,6 +99,14 @@ def command(
     token_budget: Annotated[
         int, typer.Option(min=1, help="Most tokens fed in one pass.", rich_help_panel=_ENGINE)
     ] = 512,
+    steps: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Passes between two looks at the results; text comes in larger pieces.",
+            rich_help_panel=_ENGINE,
+        ),
+    ] = 1,
     prefix_cache: Annotated[
         bool,
         typer.Option(
@@ -151,6 +159,7 @@ def command(
         num_pages=pages,
         max_running=max_running,
         token_budget=token_budget,
+        steps_per_schedule=steps,
         prefix_cache=prefix_cache,
         num_drafts=drafts if speculative else 0,
     )

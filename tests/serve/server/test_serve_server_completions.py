@@ -127,6 +127,15 @@ def test_max_tokens_zero_with_echo_gives_the_prompt_and_its_logprobs_alone(ask: 
     ask(scenario)
 
 
+def test_without_a_limit_there_are_sixteen_tokens_or_what_fits(ask: Ask) -> None:
+    async def scenario(server: Any) -> None:
+        await complete(server, max_tokens=None)
+        await complete(server, max_tokens=None, prompt="a" * 190)
+        assert [request.params.max_tokens for request in server.engine.requests] == [16, 9]
+
+    ask(scenario)
+
+
 def test_what_was_asked_is_what_the_engine_is_told(ask: Ask) -> None:
     async def scenario(server: Any) -> None:
         await complete(server, prompt="x")

@@ -41,9 +41,9 @@ class ChatChoice:
         self._call_ids: list[str] = []
         self._called = self._withdrawn = False
 
-    def opening(self) -> dict[str, Any]:
+    def opening(self) -> list[dict[str, Any]]:
         """The first chunk: who speaks."""
-        return self._chunk({"role": "assistant", "content": "", "refusal": None})
+        return [self._chunk({"role": "assistant", "content": "", "refusal": None})]
 
     def chunks(self, delta: Delta) -> list[dict[str, Any]]:
         """What this delta adds, as choices of chunks; the last of a reply has its reason."""

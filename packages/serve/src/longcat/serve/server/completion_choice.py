@@ -22,8 +22,16 @@ class CompletionChoice:
         self._logprobs = logprobs
         self._offsets = Offsets(vocabulary)
 
-    def piece(self, delta: Delta) -> dict[str, Any]:
+    def opening(self) -> list[dict[str, Any]]:
+        """Nothing: a stream begins with its text."""
+        return []
+
+    def chunks(self, delta: Delta) -> list[dict[str, Any]]:
         """What this delta adds, in the form of an answer's choice."""
+        return [self.whole(delta)]
+
+    def whole(self, delta: Delta) -> dict[str, Any]:
+        """The same for all that was generated."""
         text, self._echo = self._echo + delta.text, ""
         told: list[PromptToken | Token] = [*(delta.prompt_logprobs or ()), *delta.tokens]
         return {
