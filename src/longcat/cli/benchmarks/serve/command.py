@@ -139,7 +139,7 @@ def _load(url: str, key: str | None, model: str | None, traffic: Traffic) -> dic
 
 
 def _measure(path: Path, rounds: int, only: list[str]) -> dict[str, Any]:
-    """Measure part after part, and keep each in the file at once."""
+    """Measure part after part, and keep in the file whatever a model has given."""
     from longcat.cli.benchmarks import document, timing
     from longcat.cli.benchmarks.serve import parts
     from longcat.cli.benchmarks.train import transformers_missing
@@ -159,16 +159,16 @@ def _measure(path: Path, rounds: int, only: list[str]) -> dict[str, Any]:
         }
         for part in wanted:
             watch = parts.Stopwatch(rounds)
-            rows = parts.measure(part, rounds, compare=not missing)
-            tables = parts.merged(result, header, part, rows)
-            said = {**result.get("measured", {}), part: watch.said()}
-            measured = {
-                name: said[name]
-                for name, of_part in parts.TABLES.items()
-                if any(tables.get(table) for table in of_part)
-            }
-            result = {**header, "measured": measured, **tables}
-            document.write(path, result)
+            for rows in parts.measure(part, rounds, compare=not missing):
+                tables = parts.merged(result, header, part, rows)
+                said = {**result.get("measured", {}), part: watch.said()}
+                measured = {
+                    name: said[name]
+                    for name, of_part in parts.TABLES.items()
+                    if any(tables.get(table) for table in of_part)
+                }
+                result = {**header, "measured": measured, **tables}
+                document.write(path, result)
             typer.echo(f"measured {part}", err=True)
     return result
 

@@ -21,8 +21,8 @@ TABLES = {
 }
 
 
-def measure(part: str, rounds: int, *, compare: bool) -> Tables:
-    """The tables of one part."""
+def measure(part: str, rounds: int, *, compare: bool) -> Iterator[Tables]:
+    """The tables of one part, again and again as they grow."""
     run: Callable[[int, bool], Iterator[Tables]] = {
         "prefill": _prefill,
         "decode": _decode,
@@ -34,8 +34,8 @@ def measure(part: str, rounds: int, *, compare: bool) -> Tables:
     tables: Tables = {name: [] for name in TABLES[part]}
     for found in run(rounds, compare):
         for name, rows in found.items():
-            tables[name] += rows
-    return tables
+            tables[name] = tables[name] + rows
+        yield dict(tables)
 
 
 def merged(before: dict[str, Any], header: dict[str, Any], part: str, rows: Tables) -> Tables:
