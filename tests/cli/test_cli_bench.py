@@ -1,16 +1,19 @@
 """Claims about `longcat bench`: turns, the same work, what is written beside a number, refusals."""
 
+import contextlib
 import json
 import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from longcat.cli import main
 from longcat.cli.benchmarks import comparison, kernels, memory, timing, train
+from longcat.cli.benchmarks.apart import Apart
 from longcat.flash import FlashConfig, FlashModel
 
 
@@ -120,6 +123,22 @@ def test_every_case_computes_the_same_in_each_of_its_forms(
     assert seen >= 6
 
 
+class Near(contextlib.nullcontext[Any]):
+    """An Apart in this process: starting one takes seconds."""
+
+    def __init__(self, form: train.Form, config: FlashConfig, directory: str) -> None:
+        super().__init__(self)
+        self.step = train.Step(form.load(directory), form, config.vocab_size)
+
+    def loss(self) -> float:
+        with torch.no_grad():
+            ids = train.batch(self.step.vocab_size, torch.Generator().manual_seed(1))
+            return float(self.step.loss(ids))
+
+    def turn(self) -> tuple[float, float]:
+        return timing.sample(self.step)
+
+
 @pytest.fixture
 def toy_steps(monkeypatch: pytest.MonkeyPatch) -> FlashConfig:
     config = FlashConfig.preset(
@@ -130,6 +149,7 @@ def toy_steps(monkeypatch: pytest.MonkeyPatch) -> FlashConfig:
     monkeypatch.setattr(train, "TOKENS", 16)
     monkeypatch.setattr(train, "SIZE", 64)
     monkeypatch.setattr(memory, "peak_bytes", lambda form, config: 5_000_000)
+    monkeypatch.setattr(comparison, "Apart", Near)
     return config
 
 
@@ -201,7 +221,6 @@ def test_recomputation_is_measured_against_keeping_everything(
 def test_models_that_compute_different_losses_are_not_timed(
     toy_steps: FlashConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert len(train.steps(toy_steps, "float32", compare=True)) == 2
     honest = train.Form.load
 
     def mutant(form: train.Form, directory: str) -> torch.nn.Module:
@@ -213,7 +232,7 @@ def test_models_that_compute_different_losses_are_not_timed(
 
     monkeypatch.setattr(train.Form, "load", mutant)
     with pytest.raises(ValueError, match="the same loss from the same weights"):
-        train.steps(toy_steps, "float32", compare=True)
+        comparison.compare(toy_steps, "float32", 3, with_theirs=True)
 
 
 def test_model_operations_are_the_multiplications_that_a_token_needs(
@@ -247,6 +266,18 @@ def test_both_models_see_the_same_batches(toy_steps: FlashConfig) -> None:
     assert made[0]() == made[1]()
     first, second = (train.batch(96, made[0].generator) for _ in range(2))
     assert not torch.equal(first, second)
+
+
+@pytest.mark.slow
+def test_a_step_apart_is_the_step_here(tmp_path: Path) -> None:
+    config = FlashConfig.preset("nano", num_nextn_predict_layers=0)
+    form = train.forms("float32", compare=False)["longcat"]
+    FlashModel(config, seed=0).save_pretrained(tmp_path, format="transformers5")
+    with Apart(form, config, str(tmp_path)) as step:
+        assert step.loss() == Near(form, config, str(tmp_path)).loss()
+        wall, cpu = step.turn()
+        assert wall > 0
+        assert cpu > 0
 
 
 @pytest.mark.slow

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from longcat.cli.benchmarks import memory, timing, train
+from longcat.cli.benchmarks.apart import Apart
 from longcat.cli.benchmarks.document import Clock, Row, rounded
-from longcat.flash import FlashConfig
+from longcat.flash import FlashConfig, FlashModel
 from longcat.train.allocator import keep_freed_memory
 
 STEP = (
     "forward, backward and fused AdamW on a fresh batch of 8 x 256 tokens, from the same weights, "
-    "which gave the same loss"
+    "which gave the same loss; each form in a process of its own, in turns"
 )
 PEAK = (
     "the fastest 2048 x 2048 product of its precision, timed in turns with the steps; a step's "
@@ -39,16 +43,29 @@ def compare(config: FlashConfig, precision: str, rounds: int, *, with_theirs: bo
     """
     forms = train.forms(precision, compare=with_theirs)
     held = {name: memory.peak_bytes(form, config) for name, form in forms.items()}
-    steps = train.steps(config, precision, compare=with_theirs)
-    ours = next(iter(steps))
-    operations = train.model_operations(config, steps[ours].model)
+    ours = next(iter(forms))
+    model = FlashModel(config, seed=0)
+    operations = train.model_operations(config, model)
     products = train.products(precision)
-    turns: dict[str, Callable[[], object]] = {PRODUCT + name: run for name, run in products.items()}
-    timings = timing.interleaved({**turns, **steps}, rounds=rounds, device="cpu")
+    with tempfile.TemporaryDirectory() as directory, ExitStack() as processes:
+        model.save_pretrained(directory, format="transformers5")
+        steps = {
+            name: processes.enter_context(Apart(form, config, directory))
+            for name, form in forms.items()
+        }
+        train.check_same_loss({name: step.loss() for name, step in steps.items()}, precision)
+        turns: dict[str, Callable[[], tuple[float, float]]] = {
+            PRODUCT + name: partial(timing.sample, run) for name, run in products.items()
+        }
+        turns |= {name: step.turn for name, step in steps.items()}
+        timings = {
+            name: timing.summary(samples, "cpu")
+            for name, samples in timing.turns(turns, rounds=rounds).items()
+        }
     speed = {name: 2 * train.SIZE**3 / timings[PRODUCT + name].median for name in products}
-    theirs = [timings[name].median for name in steps if name != ours]
+    theirs = [timings[name].median for name in forms if name != ours]
     rows: list[Row] = []
-    for name in steps:
+    for name in forms:
         taken = timings[name]
         rate = operations / taken.median
         figures = {

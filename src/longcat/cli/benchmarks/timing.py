@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -42,11 +43,11 @@ def interleaved(
         ValueError: fewer than 3 rounds, of which no spread could be told.
     """
     _check_rounds(rounds)
-    calls = {name: _calls_per_sample(form) for name, form in forms.items()}
+    calls = {name: _calls_persample(form) for name, form in forms.items()}
     samples: dict[str, list[tuple[float, float]]] = {name: [] for name in forms}
     for _ in range(rounds):
         for name, form in forms.items():
-            samples[name].append(_sample(form, calls[name]))
+            samples[name].append(sample(form, calls[name]))
     return {name: summary(taken, device) for name, taken in samples.items()}
 
 
@@ -60,13 +61,24 @@ def in_turns(
     Raises:
         ValueError: fewer than 3 rounds, of which no spread could be told.
     """
+    return turns({name: partial(sample, form) for name, form in forms.items()}, rounds=rounds)
+
+
+def turns(
+    samplers: Mapping[str, Callable[[], tuple[float, float]]], *, rounds: int
+) -> dict[str, list[tuple[float, float]]]:
+    """The same of forms that time themselves: each returns its (wall, CPU) seconds.
+
+    Raises:
+        ValueError: fewer than 3 rounds, of which no spread could be told.
+    """
     _check_rounds(rounds)
-    samples: dict[str, list[tuple[float, float]]] = {name: [] for name in forms}
-    for form in forms.values():
-        form()
+    samples: dict[str, list[tuple[float, float]]] = {name: [] for name in samplers}
+    for take in samplers.values():
+        take()
     for _ in range(rounds):
-        for name, form in forms.items():
-            samples[name].append(_sample(form, 1))
+        for name, take in samplers.items():
+            samples[name].append(take())
     return samples
 
 
@@ -97,14 +109,14 @@ def pinned_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _calls_per_sample(form: Callable[[], object]) -> int:
-    _sample(form, 1)  # the first call pays for compilation and for memory
-    seconds, _ = _sample(form, 1)
+def _calls_persample(form: Callable[[], object]) -> int:
+    sample(form, 1)  # the first call pays for compilation and for memory
+    seconds, _ = sample(form, 1)
     return max(1, round(SAMPLE_SECONDS / max(seconds, 1e-7)))
 
 
-def _sample(form: Callable[[], object], calls: int) -> tuple[float, float]:
-    """(wall, CPU) seconds of one call, averaged over `calls`."""
+def sample(form: Callable[[], object], calls: int = 1) -> tuple[float, float]:
+    """(wall, CPU) seconds of one call in this process, averaged over `calls`."""
     _wait()
     wall, cpu = time.perf_counter(), time.process_time()
     for _ in range(calls):

@@ -2,18 +2,17 @@
 
 A step is forward, backward and a fused AdamW. Both models start from the same weights and must
 compute the same loss before anything is timed; then they take turns on the same batches, a fresh
-one every step. Ours ends in the cross entropy that `longcat train` uses. transformers runs at its
-best: fused attention (sdpa), no cache, and in bfloat16 whichever of its two ways is faster:
-autocast over float32 weights, or everything in bfloat16. It has no MTP head, so neither model has
-one here.
+one every step, each in a process of its own (`longcat.cli.benchmarks.apart`). Ours ends in the
+cross entropy that `longcat train` uses. transformers runs at its best: fused attention (sdpa), no
+cache, and in bfloat16 whichever of its two ways is faster: autocast over float32 weights, or
+everything in bfloat16. It has no MTP head, so neither model has one here.
 
 What a step is worth is counted in model operations (`longcat.flash.operations`).
 """
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -149,28 +148,18 @@ class Step:
             return F.cross_entropy(logits.float(), targets)
 
 
-def steps(config: FlashConfig, precision: str, *, compare: bool) -> dict[str, Step]:
-    """Every form's step, from the same weights, shown to compute the same loss.
+def check_same_loss(losses: Mapping[str, float], precision: str) -> None:
+    """Of the forms on one batch, from the same weights.
 
     Raises:
         ValueError: a form's loss differs; then the forms do not do the same work.
     """
-    with tempfile.TemporaryDirectory() as directory:
-        FlashModel(config, seed=0).save_pretrained(directory, format="transformers5")
-        made = {
-            name: Step(form.load(directory), form, config.vocab_size)
-            for name, form in forms(precision, compare=compare).items()
-        }
-    ids = batch(config.vocab_size, torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        losses = {name: float(step.loss(ids)) for name, step in made.items()}
     first, *others = losses.values()
     if any(abs(loss - first) > SAME_LOSS[precision] * first for loss in others):
         raise ValueError(
             f"bench: the models must compute the same loss from the same weights, got {losses}; "
             "no time is measured of work that differs"
         )
-    return made
 
 
 def batch(vocab_size: int, generator: torch.Generator) -> Tensor:
@@ -178,7 +167,7 @@ def batch(vocab_size: int, generator: torch.Generator) -> Tensor:
     return torch.randint(4, vocab_size, (BATCH, TOKENS + 1), generator=generator)
 
 
-def model_operations(config: FlashConfig, model: nn.Module) -> float:
+def model_operations(config: FlashConfig, model: FlashModel) -> float:
     """Operations of one step, with the FFN experts that the router chooses for one batch."""
     ids = batch(config.vocab_size, torch.Generator().manual_seed(1))
     with torch.no_grad():
