@@ -153,7 +153,7 @@ def rows_of(model: FlashModel, params: list[SamplingParams], drafts: int) -> Row
     )
 
 
-def test_a_step_never_waits_for_the_host(model, request):
+def test_a_step_never_waits_for_the_host(model, request, monkeypatch):
     params = [
         SamplingParams(temperature=0.0, presence_penalty=1.0),
         SamplingParams(temperature=0.7, top_p=0.9, top_k=20),
@@ -163,6 +163,8 @@ def test_a_step_never_waits_for_the_host(model, request):
     rows = rows_of(model, params, 2)
     ids = torch.arange(5, 11)
     chunk = Chunk(table=torch.tensor([[14, 15, 16]]), first=3, ids=ids, next_ids=ids + 1, top=2)
+    # On a CPU with few rows, experts run in a loop over counts that are on the host anyway.
+    monkeypatch.setattr("longcat.kernels.onednn.available", lambda: False)
     request.getfixturevalue("no_reading")
     for chunks in ([chunk], []):
         outcome, rows = step(model, latents, rows, chunks, proposals=2, keep=True)

@@ -110,7 +110,8 @@ class Served:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[R,D] to [R,V]."""
-        y: Tensor = self.lm_head(hidden)
+        with _checks(hidden):
+            y: Tensor = self.lm_head(hidden)
         return y
 
 

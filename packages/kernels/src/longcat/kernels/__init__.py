@@ -19,6 +19,7 @@ from longcat.kernels.dispatch import (
 )
 from longcat.kernels.experts import experts
 from longcat.kernels.fp8 import fp8_linear, quantise_blocks, quantise_rows
+from longcat.kernels.int8_linear import int8_linear, quantise_int8
 from longcat.kernels.latent_write import latent_write
 from longcat.kernels.linear import linear
 from longcat.kernels.linear.module import Linear
@@ -47,6 +48,7 @@ __all__ = [
     "experts",
     "fp8_linear",
     "fused_route",
+    "int8_linear",
     "keep_top",
     "latent_write",
     "linear",
@@ -56,6 +58,7 @@ __all__ = [
     "paged_mla",
     "permute",
     "quantise_blocks",
+    "quantise_int8",
     "quantise_rows",
     "rmsnorm",
     "rope",

@@ -77,13 +77,20 @@ def unchecked() -> Iterator[None]:
     """Run every op inside the block in eager torch, without a look at its operands.
 
     For passes over tensors that are right by construction: beside one row of a small model the
-    looking costs as much as the operations. Inside `exact()` or `use_backend()` it does nothing.
+    looking costs as much as the operations. Some forms are faster here than elsewhere, with other
+    last bits: a training step that is run again must find its own. No gradients. Inside `exact()`
+    or `use_backend()` it does nothing.
     """
     token = _unchecked.set(_requested.get() is None and not _exact.get())
     try:
         yield
     finally:
         _unchecked.reset(token)
+
+
+def is_unchecked() -> bool:
+    """Whether the caller is inside `unchecked()` and no other mode forbids it."""
+    return _unchecked.get()
 
 
 def or_unchecked(form: Callable[..., Any]) -> Callable[[Callable[P, T]], Callable[P, T]]:

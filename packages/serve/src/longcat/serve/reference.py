@@ -189,3 +189,26 @@ def edit_logits(
     for token, bias in (logit_bias or {}).items():
         edited[token] += bias
     return edited
+
+
+def reserves(accepted: list[int], steps: int, drafts: int) -> list[int]:
+    """Cache entries that a sequence has in reserve when each schedule of n steps is launched.
+
+    A scheduler that launches schedule i before it has read what schedule i-1 accepted can only give
+    back what was used two schedules ago. With U_i entries used by schedule i, and g drafts:
+
+        R_0 = (g+1) n,  A_0 = (g+1) n,  R_i = R_{i-1} - U_{i-1} + A_{i-1},  A_i = U_{i-1}
+
+    so R_i = 2 (g+1) n - U_{i-1}, which lies between (g+1) n, the most that a schedule can use, and
+    (2g+1) n, because a step uses at least one entry.
+
+    accepted: [I], the entries U_i.
+
+    Source: report section 6, figure 10 (for one draft: between 2n and 3n).
+    """
+    reserve = grant = (drafts + 1) * steps
+    found = [reserve]
+    for used in accepted:
+        reserve, grant = reserve - used + grant, used
+        found.append(reserve)
+    return found

@@ -31,7 +31,8 @@ def entries_needed(steps: int, drafts: int) -> int:
     """Latents that `steps` passes of one sequence can write, of which its last are provisional.
 
     A pass stores g+1 latents of the target from the sequence's length on, and the draft head runs
-    up to g-1 places ahead of those.
+    up to g-1 places ahead of those. Our schedules are launched when the results of the one before
+    are known; `longcat.serve.reference.reserves` says what it takes not to wait for them.
     """
     return steps * (drafts + 1) + max(drafts - 1, 0)
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from longcat.kernels.dispatch import is_unchecked
 from longcat.kernels.operands import autocast_dtype
 from longcat.kernels.permute.reference import PermutePlan
 
@@ -47,7 +48,7 @@ def permute(x: Tensor, indices: Tensor, n_ffn: int) -> tuple[Tensor, PermutePlan
     dtype = autocast_dtype(x)
     if dtype is not None:
         x = x.to(dtype)
-    if not torch.is_grad_enabled():
+    if is_unchecked():
         return x.index_select(0, plan.tokens), plan
     rows: Tensor = _GatherRows.apply(x, plan)  # type: ignore[no-untyped-call]
     return rows, plan

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from longcat.kernels.dispatch import is_unchecked
+
 
 def rmsnorm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """y = weight * (x / sqrt(mean(x^2) + eps)), see reference.py. x [..., D], weight [D].
@@ -21,7 +23,7 @@ def rmsnorm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     rounded to x.dtype before the weight multiplies it, as the released model does. The result has
     the promoted dtype of x and weight.
     """
-    if x.dtype == weight.dtype and not (torch.is_grad_enabled() or _is_half(x)):
+    if is_unchecked() and x.dtype == weight.dtype and not _is_half(x):
         return F.rms_norm(x, weight.shape, weight, eps)
     y: Tensor = _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
     return y
