@@ -163,6 +163,7 @@ def test_the_table_shows_what_was_measured(
     shown = capsys.readouterr().out
     for word in ("time to first token", "per token after it", "p99", "2 of 2", "tokens/s"):
         assert word in shown
+    assert "…" not in shown
 
 
 def test_a_key_is_sent_and_its_lack_is_one_sentence(

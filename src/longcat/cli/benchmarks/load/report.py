@@ -85,8 +85,13 @@ def show(document: dict[str, Any]) -> None:
     for measure, heading in MEASURES.items():
         waits = document[measure]
         if waits is not None:
-            table.add_row(heading, *(f"{waits[name]:,.1f}" for name in names))
+            table.add_row(heading, *(_short(waits[name]) for name in names))
     console = make_console()
     console.print(table)
     for error, count in document["errors"].items():
         console.print(f"{count} requests: {error}")
+
+
+def _short(milliseconds: float) -> str:
+    """One decimal where it says something."""
+    return f"{milliseconds:,.0f}" if milliseconds >= 100 else f"{milliseconds:.1f}"
