@@ -17,6 +17,7 @@ from longcat.serve import Delta, EngineConfig, EngineStats, Request, SamplingPar
 from longcat.serve.server import EngineProcess, supervisor
 from longcat.serve.server.call import Call
 from longcat.serve.server.errors import ApiError
+from longcat.serve.server.wire import read
 from longcat.serve.server.worker import answer
 
 
@@ -234,6 +235,19 @@ def test_a_stopped_engine_tells_who_waits(watched: Callable[..., Any]) -> None:
             process.open([request("b")])
 
     watched(scenario)
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError, ConnectionResetError, None])
+def test_an_engine_is_gone_whether_a_read_or_a_write_finds_it_out(error: Any) -> None:
+    async def scenario() -> None:
+        reader = asyncio.StreamReader()
+        if error is None:
+            reader.feed_eof()
+        else:
+            reader.set_exception(error())  # what asyncio does when a write fails
+        assert await read(reader) is None
+
+    asyncio.run(scenario())
 
 
 def test_a_slow_reader_gets_everything_in_one_piece() -> None:

@@ -105,7 +105,7 @@ async def read(reader: asyncio.StreamReader) -> FromEngine | None:
     try:
         head = await reader.readexactly(_LENGTH.size)
         body = await reader.readexactly(*_LENGTH.unpack(head))
-    except (asyncio.IncompleteReadError, ConnectionResetError):
+    except (asyncio.IncompleteReadError, ConnectionError):  # a write may have found it out first
         return None
     message: FromEngine = pickle.loads(body)
     return message
