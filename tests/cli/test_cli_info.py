@@ -59,7 +59,7 @@ def test_a_name_that_is_nothing_is_refused_with_the_known_ones(
     assert main(["info", "gpt"]) == 2
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert "expected a preset (bench, longcat-flash, nano) or a directory" in shown.err
+    assert "expected a preset (bench, longcat-flash, nano, nano-bytes) or a directory" in shown.err
     assert shown.err.count("\n") == 1
 
 
