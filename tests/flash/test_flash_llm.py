@@ -1,5 +1,6 @@
 """The shipped nano behind the engine: texts of plain decoding, a draft head that matters."""
 
+import re
 from importlib.resources import files
 from pathlib import Path
 
@@ -8,7 +9,14 @@ import torch
 
 from longcat.flash import CheckpointError, FlashModel, load_llm
 from longcat.flash.tokenizer import Tokenizer
-from longcat.serve import Engine, EngineConfig, Request, SamplingParams, decode
+from longcat.serve import (
+    ConstraintSpec,
+    Engine,
+    EngineConfig,
+    Request,
+    SamplingParams,
+    decode,
+)
 
 FOLDER = Path(str(files("longcat.flash"))) / "nano"
 PROMPT = "class Reader:\n    def read(self, size=-1):\n"
@@ -41,6 +49,20 @@ def test_load_llm_continues_text_as_plain_decoding_does(nano):
     assert completion.text == llm.tokenizer.decode(completion.token_ids)
     assert sum(token.drafted for token in completion.tokens) > 20
     assert llm.stats().acceptance > 0.5
+
+
+def test_load_llm_holds_text_to_a_form():
+    pytest.importorskip("llguidance")
+    form = ConstraintSpec(regex=r"(import|from) [a-z]{2,8}")
+    params = SamplingParams(constraint=form, max_tokens=20)
+    (completion,) = load_llm(FOLDER).generate(PROMPT, params)
+    assert re.fullmatch(form.regex, completion.text)
+
+
+def test_without_llguidance_load_llm_refuses_a_form(monkeypatch):
+    monkeypatch.setattr("longcat.flash.llm.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="constraint: this engine was built without structured"):
+        load_llm(FOLDER).generate(PROMPT, SamplingParams(constraint=ConstraintSpec(regex="a")))
 
 
 def test_load_llm_says_what_is_missing(tmp_path):

@@ -200,8 +200,9 @@ def _service(
     engine: "EngineConfig",
 ) -> "Service":
     from longcat.cli.models import torch_dtype
-    from longcat.cli.serving import ServedTokenizer, build_engine, constraint_factory
+    from longcat.cli.serving import ServedTokenizer, build_engine
     from longcat.flash.checkpoint import open_checkpoint
+    from longcat.flash.llm import constraint_factory
     from longcat.flash.tokenizer import Tokenizer
     from longcat.serve.server import EngineProcess, Gate, Metrics, Service
 

@@ -1,15 +1,15 @@
 """A checkpoint made ready to be served: its engine, and its tokenizer as the server wants it."""
 
 from collections.abc import Iterable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 from longcat.chat import Message, Template, Tool
 from longcat.cli.generate import open_model
 from longcat.cli.models import FoundModel
 from longcat.flash.chat import encode_prompt, reply_bytes
+from longcat.flash.llm import constraint_factory
 from longcat.flash.tokenizer import Tokenizer
-from longcat.serve import ConstraintFactory, Engine, EngineConfig
+from longcat.serve import Engine, EngineConfig
 
 
 class ServedTokenizer:
@@ -71,19 +71,3 @@ def build_engine(directory: Path, dtype: str, device: str | None, config: Engine
     model, tokenizer = open_model(FoundModel(directory=directory), dtype, device)
     constraints = constraint_factory(tokenizer, model.vocab_size, model.eos_token_id)
     return Engine(model, ServedTokenizer(tokenizer), config, constraints=constraints)
-
-
-def constraint_factory(
-    tokenizer: Tokenizer, vocab_size: int, eos_token_id: int | None
-) -> ConstraintFactory | None:
-    """What holds texts to a form; None where llguidance is not installed."""
-    if find_spec("llguidance") is None:
-        return None
-    from longcat.serve.structured import ConstraintCompiler
-
-    return ConstraintCompiler(
-        tokenizer.token_bytes(),
-        eos_token_id,
-        vocab_size=vocab_size,
-        encode=tokenizer.encode_bytes,
-    )

@@ -1,5 +1,6 @@
 """A checkpoint directory, ready to generate: `load_llm`."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -7,7 +8,7 @@ import torch
 from longcat.flash.checkpoint import load_model
 from longcat.flash.int8 import to_int8
 from longcat.flash.tokenizer import Tokenizer
-from longcat.serve import LLM, EngineConfig
+from longcat.serve import LLM, ConstraintFactory, EngineConfig
 
 
 def load_llm(
@@ -18,6 +19,8 @@ def load_llm(
     config: EngineConfig | None = None,
 ) -> LLM:
     """An `LLM` of the checkpoint and the tokenizer in `directory`.
+
+    Structured output works where llguidance is installed (`longcat-serve[structured]`).
 
     Args:
         dtype: of the weights and of what is computed.
@@ -30,4 +33,22 @@ def load_llm(
     model = load_model(directory, dtype=dtype).eval()
     if int8:
         to_int8(model)
-    return LLM(model, Tokenizer.load(directory), config)
+    tokenizer = Tokenizer.load(directory)
+    constraints = constraint_factory(tokenizer, model.vocab_size, model.eos_token_id)
+    return LLM(model, tokenizer, config, constraints=constraints)
+
+
+def constraint_factory(
+    tokenizer: Tokenizer, vocab_size: int, eos_token_id: int | None
+) -> ConstraintFactory | None:
+    """What holds texts to a form; None where llguidance is not installed."""
+    if find_spec("llguidance") is None:
+        return None
+    from longcat.serve.structured import ConstraintCompiler
+
+    return ConstraintCompiler(
+        tokenizer.token_bytes(),
+        eos_token_id,
+        vocab_size=vocab_size,
+        encode=tokenizer.encode_bytes,
+    )
