@@ -183,7 +183,9 @@ def divided(world: int, layout: Layout) -> Recording:
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(prefix="longcat-exactness-") as folder:
         workers = [
-            context.Process(target=_rank, args=(folder, rank, world, asdict(layout)))
+            context.Process(
+                target=_rank, args=(folder, rank, world, asdict(layout), SETTINGS, STEPS)
+            )
             for rank in range(world)
         ]
         for worker in workers:
@@ -210,13 +212,20 @@ def divided(world: int, layout: Layout) -> Recording:
     return recording
 
 
-def _rank(folder: str, rank: int, world: int, layout: dict[str, Any]) -> None:
+def _rank(
+    folder: str,
+    rank: int,
+    world: int,
+    layout: dict[str, Any],
+    settings: TrainSettings,
+    steps: int,
+) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     limit_threads(1)
     sys.stdin = open(os.devnull)  # noqa: SIM115 (until the process ends)
     exchange = meet(open_store(f"{folder}/store", world), rank, world, Layout(**layout))
     recording = Recording()
-    _train(_trainer(SETTINGS, exchange=exchange), recording, STEPS)
+    _train(_trainer(settings, exchange=exchange), recording, steps)
     torch.save(recording, f"{folder}/{rank}.pt")
     dist.barrier()
     exchange.close()
