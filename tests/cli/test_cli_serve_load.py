@@ -204,15 +204,19 @@ def test_sigterm_under_load_lets_what_runs_finish_and_turns_the_rest_away(
 def test_what_does_not_finish_in_time_is_told_so_and_the_end_is_still_good(
     serve: Serve, chat_checkpoint: Path
 ) -> None:
-    server = serve(chat_checkpoint, "--drain", "0.5")
+    # One at a time, so that the last of them waits for longer than the drain however fast one is.
+    server = serve(chat_checkpoint, "--drain", "0.5", "--max-running", "1")
 
-    async def run() -> bytes:
-        running = asyncio.create_task(post(server.port, body("hello", 900)))
+    async def run() -> list[bytes]:
+        running = [asyncio.create_task(post(server.port, body("hello", 900))) for _ in range(16)]
         await asyncio.sleep(0.5)
         server.process.send_signal(signal.SIGTERM)
-        return (await running)[1]
+        return [got for _, got in await asyncio.gather(*running)]
 
-    assert b"shutting_down" in asyncio.run(run())
+    answers = asyncio.run(run())
+    told = [b"shutting_down" in got for got in answers]
+    assert any(told)
+    assert all(say or complete(got, 900) for say, got in zip(told, answers, strict=True))
     assert server.process.wait(timeout=60) == 0, server.log
 
 
