@@ -81,89 +81,44 @@ DEMOS: dict[str, Callable[[int, int | None], page.Walkthrough]] = {
 }
 
 
-@app.command()
-def router(
-    seed: _Seed = 0,
-    steps: _Steps = None,
-    pause: _Pause = True,
-    speed: _Speed = 1.0,
-    record: _Record = None,
-    ascii_only: _Ascii = False,
-    as_json: _Json = False,
-) -> None:
-    """The bias controller holds K_e FFN experts per token, live, beside three laws that do not.
+def _command(name: str, words: str, example: str = "--no-pause") -> None:
+    """Make `longcat demo NAME`; all demos whose run has steps take the same options."""
 
-    Example: longcat demo router --no-pause --record router.svg
-    """
-    _play("router", seed, steps, pause, speed, record, ascii_only, as_json)
+    def play(
+        seed: _Seed = 0,
+        steps: _Steps = None,
+        pause: _Pause = True,
+        speed: _Speed = 1.0,
+        record: _Record = None,
+        ascii_only: _Ascii = False,
+        as_json: _Json = False,
+    ) -> None:
+        _play(name, seed, steps, pause, speed, record, ascii_only, as_json)
 
-
-@app.command()
-def optimisation(
-    seed: _Seed = 0,
-    steps: _Steps = None,
-    pause: _Pause = True,
-    speed: _Speed = 1.0,
-    record: _Record = None,
-    ascii_only: _Ascii = False,
-    as_json: _Json = False,
-) -> None:
-    """Adam's epsilon, the hidden z-loss and R_g, each beside the setting that goes wrong.
-
-    Example: longcat demo optimisation --no-pause
-    """
-    _play("optimisation", seed, steps, pause, speed, record, ascii_only, as_json)
+    app.command(name, help=f"{words}\n\nExample: longcat demo {name} {example}")(play)
 
 
-@app.command()
-def growth(
-    seed: _Seed = 0,
-    steps: _Steps = None,
-    pause: _Pause = True,
-    speed: _Speed = 1.0,
-    record: _Record = None,
-    ascii_only: _Ascii = False,
-    as_json: _Json = False,
-) -> None:
-    """A model grown by stacking, and a learning rate carried to another width.
-
-    Example: longcat demo growth --no-pause
-    """
-    _play("growth", seed, steps, pause, speed, record, ascii_only, as_json)
-
-
-@app.command()
-def speculative(
-    seed: _Seed = 0,
-    steps: _Steps = None,
-    pause: _Pause = True,
-    speed: _Speed = 1.0,
-    record: _Record = None,
-    ascii_only: _Ascii = False,
-    as_json: _Json = False,
-) -> None:
-    """Drafts of the MTP head accepted, refused and replaced; rules of acceptance right and wrong.
-
-    Example: longcat demo speculative --no-pause
-    """
-    _play("speculative", seed, steps, pause, speed, record, ascii_only, as_json)
-
-
-@app.command()
-def corruption(
-    seed: _Seed = 0,
-    steps: _Steps = None,
-    pause: _Pause = True,
-    speed: _Speed = 1.0,
-    record: _Record = None,
-    ascii_only: _Ascii = False,
-    as_json: _Json = False,
-) -> None:
-    """Faults put into a run, a flipped bit or a stale expert: who notices, and what then.
-
-    Example: longcat demo corruption --no-pause
-    """
-    _play("corruption", seed, steps, pause, speed, record, ascii_only, as_json)
+_command(
+    "router",
+    "The bias controller holds K_e FFN experts per token, live, beside three laws that do not.",
+    "--no-pause --record router.svg",
+)
+_command(
+    "optimisation",
+    "Adam's epsilon, the hidden z-loss and R_g, each beside the setting that goes wrong.",
+)
+_command(
+    "growth",
+    "A model grown by stacking, and a learning rate carried to another width.",
+)
+_command(
+    "speculative",
+    "Drafts of the MTP head accepted, refused and replaced; rules of acceptance right and wrong.",
+)
+_command(
+    "corruption",
+    "Faults put into a run, a flipped bit or a stale expert: who notices, and what then.",
+)
 
 
 @app.command()

@@ -174,7 +174,9 @@ def _multiply(
     _grouped[(min(units, _programs(x)),)](
         x, x if rows is None else rows, weight, work, y, y.shape[1], inner, n_blocks,
         x.stride(0), weight.stride(1), weight.stride(0),
-        **_constants(tile, inner, gated=gated, gather=rows is not None),
+        **tile.constants(inner),
+        GATED=gated,
+        GATHER=rows is not None,
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
 
@@ -184,18 +186,6 @@ def _programs(x: Tensor) -> int:
         return 3
     processors: int = torch.cuda.get_device_properties(x.device).multi_processor_count
     return PROGRAMS_PER_PROCESSOR * processors
-
-
-def _constants(tile: Tile, inner: int, *, gated: bool, gather: bool) -> dict[str, int | bool]:
-    return {
-        "SWAP": tile.swap,
-        "GATED": gated,
-        "GATHER": gather,
-        "BLOCK_N": tile.outputs,
-        "BLOCK_T": tile.tokens,
-        "BLOCK_K": tile.inner,
-        "EVEN": inner % tile.inner == 0,
-    }
 
 
 def configurations() -> Iterator[Configuration]:
@@ -209,7 +199,7 @@ def configurations() -> Iterator[Configuration]:
                 name=f"experts {'gate_up' if gated else 'down'} "
                 f"{'swap' if tile.swap else 'plain'} {left}x{right}x{tile.inner}",
                 types={"rows_ptr": "*i64", "work_ptr": "*i32", "expert_stride": "i64"},
-                constants=_constants(tile, 6144, gated=gated, gather=gated),
+                constants=tile.constants(6144) | {"GATED": gated, "GATHER": gated},
                 divisible=("outputs", "inner", "x_stride", "weight_stride", "expert_stride"),
                 warps=tile.warps,
                 stages=tile.stages,

@@ -33,6 +33,16 @@ class Tile:
     stages: int
     splits: int = 1
 
+    def constants(self, inner: int) -> dict[str, int | bool]:
+        """What a kernel is compiled with for a sum over `inner` numbers."""
+        return {
+            "SWAP": self.swap,
+            "BLOCK_N": self.outputs,
+            "BLOCK_T": self.tokens,
+            "BLOCK_K": self.inner,
+            "EVEN": inner % self.inner == 0,
+        }
+
 
 # (up to this many tokens, tile), first fit.
 ROWS: tuple[tuple[int, Tile], ...] = (

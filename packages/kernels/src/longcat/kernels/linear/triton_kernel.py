@@ -114,23 +114,13 @@ def product(x: Tensor, weight: Tensor, tile: Tile) -> Tensor:
     with torch.cuda.device_of(x):
         _product[grid](
             x, weight, parts, tokens, outputs, inner, x.stride(0), weight.stride(0), share,
-            **_constants(tile, inner), num_warps=tile.warps, num_stages=tile.stages,
+            **tile.constants(inner), num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
         if parts is not y:
             _add_splits[(triton.cdiv(y.numel(), REDUCE),)](
                 parts, y, y.numel(), tile.splits, BLOCK=REDUCE
             )
     return y
-
-
-def _constants(tile: Tile, inner: int) -> dict[str, int | bool]:
-    return {
-        "SWAP": tile.swap,
-        "BLOCK_N": tile.outputs,
-        "BLOCK_T": tile.tokens,
-        "BLOCK_K": tile.inner,
-        "EVEN": inner % tile.inner == 0,
-    }
 
 
 def configurations() -> Iterator[Configuration]:
@@ -163,7 +153,7 @@ def _configuration(tile: Tile, result: str, inner: int) -> Configuration:
         name=f"linear {'swap' if tile.swap else 'plain'} {left}x{right}x{tile.inner} to {result}"
         + ("" if even else ", ragged"),
         types={"y_ptr": f"*{result}"},
-        constants=_constants(tile, inner),
+        constants=tile.constants(inner),
         divisible=("x_stride", "weight_stride", "outputs", *(("inner", "share") if even else ())),
         warps=tile.warps,
         stages=tile.stages,
