@@ -182,3 +182,21 @@ def test_an_id_in_use_is_refused(markov):
     engine.add(request)
     with pytest.raises(ValueError, match="request_id"):
         engine.add(request)
+
+
+def test_a_request_gets_the_log_probabilities_it_asked_for_whatever_its_mates_ask(markov):
+    engine = Engine(markov(), None, EngineConfig(num_drafts=2))
+    asked = {"none": None, "chosen": 0, "one": 1, "three": 3}
+    for name, top in asked.items():
+        params = SamplingParams(max_tokens=9, logprobs=top)
+        engine.add(Request(request_id=name, prompt_ids=(1, 2), params=params))
+    tokens = {name: [] for name in asked}
+    while engine.has_work:
+        for delta in engine.step():
+            tokens[delta.request_id] += delta.tokens
+    for name, top in asked.items():
+        assert len(tokens[name]) == 9
+        assert all((token.logprob is None) == (top is None) for token in tokens[name])
+        assert all(len(token.top_logprobs) == (top or 0) for token in tokens[name])
+    first = [token.top_logprobs[:1] for token in tokens["three"]]
+    assert first == [token.top_logprobs for token in tokens["one"]]

@@ -19,6 +19,8 @@ from longcat.serve.scheduler import Plan
 from longcat.serve.sequence import Sequence
 from longcat.serve.step import Chunk, LogProbs, Outcome, Rows, catch_up, step
 
+_LogProb = tuple[float, tuple[tuple[int, float], ...]]  # a token's own, and the best (id, value)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
@@ -33,18 +35,22 @@ class Judged:
 class Result:
     """What the steps of one schedule gave, on the host."""
 
-    def __init__(self, outcomes: list[Outcome], drafted: list[list[int]]) -> None:
+    def __init__(self, outcomes: list[Outcome], sequences: Seq[Sequence]) -> None:
         self.steps = len(outcomes)
-        self._judged: list[list[Judged]] = [[] for _ in drafted]
+        self._judged: list[list[Judged]] = [[] for _ in sequences]
         self._drafts = outcomes[-1].drafts
-        usable = drafted
+        usable = [sequence.drafts for sequence in sequences]
+        tops = [sequence.params.logprobs for sequence in sequences]
         for outcome in outcomes:
             packed = _packed(outcome)
             width = outcome.tokens.shape[1]
             logprobs = None if outcome.logprobs is None else _Read(outcome.logprobs)
             for row, numbers in enumerate(packed):
                 accepted, finite = numbers[width], numbers[width + 1]
-                run = _run(numbers[: accepted + 1], accepted, usable[row], row * width, logprobs)
+                told = None
+                if logprobs is not None and (top := tops[row]) is not None:
+                    told = [(own, best[:top]) for own, best in logprobs.rows[row * width :][:width]]
+                run = _run(numbers[: accepted + 1], accepted, usable[row], told)
                 self._judged[row].append(
                     Judged(
                         tokens=run,
@@ -92,7 +98,7 @@ def run(
     for (sequence, first, _), logprobs in zip(plan.chunks, outcomes[0].chunk_logprobs, strict=True):
         if logprobs is not None:
             _note_prompt(sequence, first, _Read(logprobs))
-    return Result(outcomes, [sequence.drafts for sequence in plan.rows])
+    return Result(outcomes, plan.rows)
 
 
 def make_up(model: Model, latents: Latents, sequences: Seq[Sequence]) -> None:
@@ -174,14 +180,14 @@ class _Read:
         shape = (len(chosen), -1) if chosen else (0, 0)
         best = logprobs.best.reshape(shape).tolist()
         ids = logprobs.best_ids.reshape(shape).tolist()
-        self.rows = [
+        self.rows: list[_LogProb] = [
             (value, tuple(zip(row_ids, row, strict=True)))
             for value, row, row_ids in zip(chosen, best, ids, strict=True)
         ]
 
 
 def _run(
-    tokens: list[int], accepted: int, drafts: list[int], first: int, logprobs: _Read | None
+    tokens: list[int], accepted: int, drafts: list[int], logprobs: list[_LogProb] | None
 ) -> tuple[Token, ...]:
     run = []
     for i, token in enumerate(tokens):
@@ -189,7 +195,7 @@ def _run(
         if logprobs is None:
             run.append(Token(id=token, drafted=drafted, refused=refused))
             continue
-        own, best = logprobs.rows[first + i]
+        own, best = logprobs[i]
         run.append(
             Token(id=token, drafted=drafted, refused=refused, logprob=own, top_logprobs=best)
         )
