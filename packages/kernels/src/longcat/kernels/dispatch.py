@@ -1,10 +1,10 @@
 """Which form of an op runs: numpy definition, eager torch, or Triton kernel.
 
-Every op exists up to three times under one signature. By default the tensor's device decides: a
-CUDA tensor takes the Triton kernel where the op has one that was timed on a GPU, everything else
-takes eager torch.
-`use_backend` overrides the choice; `exact` asks for the forms whose rows do not depend on their
-neighbours. Both are context variables, so threads and async tasks do not disturb each other.
+Every op exists up to three times under one signature. By default the tensor's device decides: on
+CUDA tensors RMSNorm and SwiGLU take their Triton kernels, and everything else is eager torch; the
+other kernels wait to be timed on a GPU, and run under `use_backend("triton")` alone. `use_backend`
+overrides the choice; `exact` asks for the forms whose rows do not depend on their neighbours. Both
+are context variables, so threads and async tasks do not disturb each other.
 """
 
 from __future__ import annotations

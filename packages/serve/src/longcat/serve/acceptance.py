@@ -54,18 +54,20 @@ def judge(
     """
     usable = torch.arange(drafts.count, device=logits.device) < drafts.usable.unsqueeze(1)
     tokens = sampler.choose(logits, positions)
-    agreed = (tokens[:, :-1] == drafts.tokens) & usable
-    if rules is not None and drafts.q is not None:
-        p = sampler.probabilities(logits)
-        agreed = torch.where(
-            rules.rejecting, _passed(p, drafts, sampler, positions) & usable, agreed
-        )
-    accepted = agreed.long().cumprod(dim=1).sum(dim=1)
-    if rules is not None and drafts.q is not None:
-        last = _last(p, drafts, accepted, sampler, positions)
-        ran = torch.cat([drafts.tokens, last], dim=1).scatter(1, accepted.unsqueeze(1), last)
-        tokens = torch.where(rules.rejecting, ran, tokens)
-    return tokens, accepted
+    agreed = tokens[:, :-1] == drafts.tokens
+    if rules is None or drafts.q is None:
+        return tokens, _run_length(agreed & usable)
+    p = sampler.probabilities(logits)
+    passed = _passed(p, drafts, sampler, positions)
+    accepted = _run_length(torch.where(rules.rejecting, passed, agreed) & usable)
+    last = _last(p, drafts, accepted, sampler, positions)
+    ran = torch.cat([drafts.tokens, last], dim=1).scatter(1, accepted.unsqueeze(1), last)
+    return torch.where(rules.rejecting, ran, tokens), accepted
+
+
+def _run_length(stands: Tensor) -> Tensor:
+    """How many of stands [R,g] hold before the first that does not -> [R]."""
+    return stands.long().cumprod(dim=1).sum(dim=1)
 
 
 def _passed(p: Tensor, drafts: Drafts, sampler: Sampler, positions: Tensor) -> Tensor:
