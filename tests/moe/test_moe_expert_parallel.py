@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 
 from longcat.kernels import exact
+from longcat.kernels.permute import eager as permuting
 from longcat.moe import ExpertParallel, MoE, MoEConfig, reference
 from longcat.router import BalanceLoss, RouterConfig
 
@@ -54,7 +55,7 @@ def answer(moe, u):
     }
 
 
-def on_a_rank(cases, mutant=None):
+def on_a_rank(cases, mutant=None, every_slot=False):
     """One process's part of each case; runs in a process of a group."""
     import longcat.moe.expert_parallel as module
 
@@ -62,6 +63,9 @@ def on_a_rank(cases, mutant=None):
         module._by_expert = lambda received: torch.arange(int(received.sum()))
     if mutant == "the gradient stays where it is":
         module._AllToAll.backward = staticmethod(lambda ctx, grad: (grad, None, None, None))
+    if every_slot:  # as off the CPU
+        plan_of = permuting.plan_of
+        permuting.plan_of = lambda *slots, **_: plan_of(*slots, every_slot=True)
     parallel = ExpertParallel()
     answers = []
     for sizes, counts in cases:
@@ -107,6 +111,13 @@ def test_split_experts_give_the_results_and_gradients_of_unsplit_ones(ranks, wor
         assert off.y == 0, (sizes, counts)
         assert max(off.u, off.experts, off.router) < 1e-12, (sizes, counts)
         assert all(g["twice"] for g in got)
+
+
+def test_identity_slots_behind_the_others_do_not_travel(ranks):
+    sizes, counts = (8, 8, 4), (19, 7)
+    answers = ranks(2, __file__, "on_a_rank", [(sizes, counts)], None, True)
+    off = differences([a[0] for a in answers], sizes, counts)
+    assert max(off.y, off.u, off.experts, off.router) < 1e-12
 
 
 @pytest.mark.parametrize(

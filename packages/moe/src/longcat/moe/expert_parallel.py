@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -66,20 +67,23 @@ class ExpertParallel:
             compute: the own experts, from (rows [S',D] grouped by expert, offsets [N/P]).
 
         Returns:
-            [S,D], as if all experts were here.
+            [S,D], as if all experts were here; rows behind the last expert's stay here, as zeros.
         """
         counts_PE = offsets.diff(prepend=offsets.new_zeros(1)).to(torch.int64).view(self.size, -1)
         received_PE = torch.empty_like(counts_PE)  # [sender, own expert]
         dist.all_to_all_single(received_PE, counts_PE, group=self.group)
         sent, received = torch.stack([counts_PE.sum(dim=1), received_PE.sum(dim=1)]).tolist()
 
-        arrived = _exchange(x_sorted, sent, received, self.group)
+        travelling = x_sorted[: sum(sent)]
+        arrived = _exchange(travelling, sent, received, self.group)
         order = _by_expert(received_PE)
         ends = received_PE.sum(dim=0).cumsum(0).to(offsets.dtype)
         done = compute(arrived[order], ends)
         back = torch.empty_like(order)
         back[order] = torch.arange(len(order), device=order.device)
-        return _exchange(done[back], received, sent, self.group)
+        returned = _exchange(done[back], received, sent, self.group)
+        stayed = len(x_sorted) - len(travelling)
+        return F.pad(returned, (0, 0, 0, stayed)) if stayed else returned
 
 
 def _by_expert(received_PE: Tensor) -> Tensor:

@@ -34,7 +34,8 @@ def experts(
             they are.
         gate_up: [N, 2F, D], gate rows first.
         down: [N, D, F].
-        offsets: [N] int32 or int64, one past each expert's last row; the last one is S.
+        offsets: [N] int32 or int64, one past each expert's last row. Rows behind the last one
+            belong to no expert: nobody computes them, and the result's may hold anything.
         rows: [S] int64, the row of x_sorted that each sorted slot reads (a plan's `tokens`): the
             Triton kernel gathers while it loads, and no sorted copy is written.
 

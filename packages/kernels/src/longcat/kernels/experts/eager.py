@@ -68,7 +68,7 @@ def _grouped_mm_takes(rows: Tensor, weight: Tensor) -> bool:
 def padded_linear(rows: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
     """The same by one batched product over experts, each padded to the fullest one's rows.
 
-    For the dtypes and widths that grouped_mm refuses; one host sync, for that row count.
+    For the dtypes and widths that grouped_mm refuses; it waits for the device, for row counts.
     """
     ends = offsets.to(torch.int64)
     starts = F.pad(ends, (1, 0))[:-1]
@@ -77,4 +77,6 @@ def padded_linear(rows: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
     place = starts[:, None] + torch.arange(fullest, device=rows.device)
     inside = place < ends[:, None]
     padded = rows[place.where(inside, 0)] * inside[..., None]
-    return (padded @ weight.mT)[inside]
+    out = (padded @ weight.mT)[inside]
+    # Rows behind the last expert's belong to nobody; there are some off the CPU.
+    return out if len(out) == len(rows) else F.pad(out, (0, 0, 0, len(rows) - len(out)))

@@ -24,8 +24,10 @@ def permute(x: Tensor, indices: Tensor, n_ffn: int) -> tuple[Tensor, PermutePlan
         n_ffn: N, the number of FFN experts; 0 is allowed.
 
     Returns:
-        (x_sorted [S, D], plan) with S the number of FFN slots; one host sync at most. x_sorted has
-        x's dtype (torch.autocast's inside autocast).
+        (x_sorted [S, D], plan) with S the number of FFN slots; x_sorted has x's dtype
+        (torch.autocast's inside autocast). Off the CPU eager torch returns S = T*K rows, the
+        identity slots' behind `plan.offsets[-1]` (`plan.has_every_slot`): a shape that is known
+        without waiting for the device.
 
     Raises:
         ValueError: an operand of the wrong shape, dtype or device.

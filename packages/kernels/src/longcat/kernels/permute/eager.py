@@ -13,21 +13,25 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from longcat.kernels.dispatch import is_unchecked
+from longcat.kernels.dispatch import exact_enabled, is_unchecked
 from longcat.kernels.operands import autocast_dtype
 from longcat.kernels.permute.reference import PermutePlan
 
 
-def plan_of(indices: Tensor, n_ffn: int) -> PermutePlan[Tensor]:
+def plan_of(indices: Tensor, n_ffn: int, *, every_slot: bool = False) -> PermutePlan[Tensor]:
     """The plan for indices [T, K]: FFN slots sorted by expert, then by slot.
 
-    One host sync at most (the number of FFN slots), none per expert.
+    On a GPU the number of FFN slots takes one host sync, and none with `every_slot`, which leaves
+    the identity slots in, behind all others.
     """
     n_tokens, top_k = indices.shape
     flat = indices.reshape(-1)
-    slots = (flat < n_ffn).nonzero().squeeze(1)
-    experts, order = flat[slots].sort(stable=True)
-    slots = slots[order]
+    if every_slot and n_ffn:
+        experts, slots = flat.clamp(max=n_ffn).sort(stable=True)
+    else:
+        slots = (flat < n_ffn).nonzero().squeeze(1) if n_ffn else flat[:0]
+        experts, order = flat[slots].sort(stable=True)
+        slots = slots[order]
     ends = torch.arange(1, n_ffn + 1, device=indices.device)
     return PermutePlan(
         slots=slots,
@@ -36,15 +40,17 @@ def plan_of(indices: Tensor, n_ffn: int) -> PermutePlan[Tensor]:
         offsets=torch.searchsorted(experts, ends, out_int32=True),
         n_tokens=n_tokens,
         top_k=top_k,
+        has_every_slot=every_slot and n_ffn > 0,
     )
 
 
 def permute(x: Tensor, indices: Tensor, n_ffn: int) -> tuple[Tensor, PermutePlan[Tensor]]:
     """x [T, D], indices [T, K] -> (x_sorted [S, D], plan), see reference.py.
 
-    Inside torch.autocast the tokens are cast before they are copied, not once per copy.
+    Inside torch.autocast the tokens are cast before they are copied, not once per copy. Off the CPU
+    the rows are those of every slot, unless exact mode asks for sums in slot order.
     """
-    plan = plan_of(indices, n_ffn)
+    plan = plan_of(indices, n_ffn, every_slot=x.device.type != "cpu" and not exact_enabled())
     dtype = autocast_dtype(x)
     if dtype is not None:
         x = x.to(dtype)
@@ -99,12 +105,25 @@ def _sum_per_token(
     """
     if rows.numel() == 0 or plan.n_tokens == 0:
         return rows.new_zeros(plan.n_tokens, rows.shape[1])
+    if plan.has_every_slot:
+        return _sum_every_slot(rows, plan, slot_weights)
     order, starts, places = _bags(plan)
     weights = None
     if slot_weights is not None:
         weights = torch.empty_like(slot_weights[: len(order)])
         weights[places] = slot_weights[plan.slots]
     return F.embedding_bag(order, rows, starts, per_sample_weights=weights, mode="sum")
+
+
+def _sum_every_slot(rows: Tensor, plan: PermutePlan[Tensor], slot_weights: Tensor | None) -> Tensor:
+    """The same where the plan has every slot: rows back to their slots, then one sum over K."""
+    row_of = torch.empty_like(plan.slots)
+    row_of[plan.slots] = torch.arange(len(rows), device=rows.device)
+    # What stands in an identity slot's row was never computed, and may be anything.
+    picked = rows.index_select(0, row_of).masked_fill_((row_of >= plan.offsets[-1])[:, None], 0)
+    if slot_weights is not None:
+        picked = picked * slot_weights[:, None]
+    return picked.view(plan.n_tokens, plan.top_k, -1).sum(dim=1)
 
 
 class _GatherRows(torch.autograd.Function):
@@ -144,6 +163,9 @@ class _WeightedSum(torch.autograd.Function):
             of_rows = grad.index_select(0, plan.tokens[part])
             grad_weights[part] = (of_rows * rows[part]).sum(dim=1)
             grad_rows[part] = of_rows * weights[part, None]
+        if plan.has_every_slot:
+            row = torch.arange(len(rows), device=rows.device)
+            grad_weights.masked_fill_(row >= plan.offsets[-1], 0)
         grad_gates = torch.zeros_like(gates).view(-1)
         grad_gates[plan.slots] = grad_weights
         return grad_rows, grad_gates.view_as(gates), None

@@ -25,6 +25,8 @@ class PermutePlan(Generic[ArrayT]):
     tokens [S]: its token t.
     offsets [N]: for each FFN expert, one past its last row (cumulative, int32).
     n_tokens, top_k: T and K.
+    has_every_slot: S is T*K, and rows from offsets[-1] on are identity slots' that nobody computes.
+        Off the CPU: how many FFN slots there are would otherwise have to be waited for.
     """
 
     slots: ArrayT
@@ -32,6 +34,7 @@ class PermutePlan(Generic[ArrayT]):
     offsets: ArrayT
     n_tokens: int
     top_k: int
+    has_every_slot: bool = False
 
 
 def permute(x: Float, indices: Int, n_ffn: int) -> tuple[Float, PermutePlan[Int]]:
