@@ -61,10 +61,16 @@ def mla_prefill(
             f"{op}: causal attention needs T <= S, got T={sizes['T']} queries and S={sizes['S']} "
             "keys; pass the keys of the queries too, or a mask"
         )
-    match choose(op, q, k, v):
+    half = q.dtype in (torch.bfloat16, torch.float16)
+    fits = half and q.numel() > 0 and k.numel() > 0 and v.numel() > 0
+    match choose(op, q, k, v, has_kernel=fits, on_request=True):
         case "numpy":
             result: Tensor = through_numpy(reference.mla_prefill, q, k, v, scale, mask, like=q)
             return result
+        case "triton":
+            from longcat.kernels.mla_prefill import triton_kernel
+
+            return triton_kernel.mla_prefill(q, k, v, scale, mask)
         case "exact":
             return exact.mla_prefill(q, k, v, scale, mask)
         case _:
