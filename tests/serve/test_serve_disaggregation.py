@@ -84,7 +84,7 @@ class Watched(LocalPrefill):
 
 def pair(markov: Any, config: EngineConfig, **watched: Any) -> tuple[Engine, Watched]:
     drafts = 1 if config.num_drafts is None else config.num_drafts
-    at_prefill = replace(config, num_pages=200, max_running=8, num_drafts=drafts)
+    at_prefill = replace(config, num_pages=200, max_running=8, num_drafts=drafts, overlap=False)
     return Engine(markov(), None, config), Watched(Engine(markov(), None, at_prefill), **watched)
 
 
@@ -95,6 +95,7 @@ CONFIGS = [
     {"num_drafts": 3, "page_size": 3},
     {"num_drafts": 2, "max_running": 2, "steps_per_schedule": 2},
     {"num_drafts": 2, "page_size": 4, "num_pages": 16, "prefix_cache": False},  # preempts
+    {"num_drafts": 2, "overlap": True},
 ]
 
 
@@ -267,6 +268,8 @@ def test_an_aborted_request_is_forgotten_on_both_sides(markov) -> None:
 def test_prefill_has_nothing_to_choose_drafts_by(markov) -> None:
     with pytest.raises(ValueError, match="num_drafts must be a number"):
         LocalPrefill(Engine(markov(), None, EngineConfig()))
+    with pytest.raises(ValueError, match="overlap must be False"):
+        LocalPrefill(Engine(markov(), None, EngineConfig(num_drafts=1, overlap=True)))
 
 
 def test_bad_requests_are_refused_where_they_are_added(markov) -> None:

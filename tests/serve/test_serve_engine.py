@@ -41,6 +41,12 @@ CONFIGS = [
     {"num_drafts": 1, "steps_per_schedule": 4},
     {"num_drafts": 2, "page_size": 4, "num_pages": 16, "prefix_cache": False},  # preempts
     {"num_drafts": 3, "page_size": 4, "num_pages": 16, "steps_per_schedule": 2},  # preempts
+    {"overlap": True, "num_drafts": 0, "prefix_cache": False},
+    {"overlap": True, "num_drafts": 3, "max_running": 2, "token_budget": 5},
+    {"overlap": True, "num_drafts": 1, "steps_per_schedule": 4, "page_size": 3},
+    {"overlap": True, "num_drafts": 1, "page_size": 4, "num_pages": 14},  # preempts
+    {"overlap": True, "num_drafts": 2, "page_size": 4, "num_pages": 16, "steps_per_schedule": 2},
+    {"overlap": True},
     {},
 ]
 

@@ -30,7 +30,7 @@ def test_every_row_has_pages_for_all_that_its_schedule_can_write(
     markov, steps, drafts, monkeypatch
 ):
     seen = []
-    run = engine_module.run
+    launch = engine_module.launch
 
     def watched(model, latents, plan, proposals, **options):
         for sequence in plan.rows:
@@ -39,9 +39,9 @@ def test_every_row_has_pages_for_all_that_its_schedule_can_write(
             needed = entries_needed(plan.steps, drafts)
             seen.append(needed)
             assert min(needed, left) <= ahead < needed + 2 * 4
-        return run(model, latents, plan, proposals, **options)
+        return launch(model, latents, plan, proposals, **options)
 
-    monkeypatch.setattr(engine_module, "run", watched)
+    monkeypatch.setattr(engine_module, "launch", watched)
     config = EngineConfig(page_size=4, num_drafts=drafts, steps_per_schedule=steps)
     engine = Engine(markov(), None, config)
     for name in "abc":

@@ -107,6 +107,15 @@ def command(
             rich_help_panel=_ENGINE,
         ),
     ] = 1,
+    overlap: Annotated[
+        bool | None,
+        typer.Option(
+            "--overlap/--no-overlap",
+            help="Launch the next passes before the results of the last are read.",
+            show_default="on a GPU",
+            rich_help_panel=_ENGINE,
+        ),
+    ] = None,
     prefix_cache: Annotated[
         bool,
         typer.Option(
@@ -160,6 +169,7 @@ def command(
         max_running=max_running,
         token_budget=token_budget,
         steps_per_schedule=steps,
+        overlap=overlap,
         prefix_cache=prefix_cache,
         num_drafts=drafts if speculative else 0,
     )

@@ -18,6 +18,10 @@ class EngineConfig:
     num_drafts          drafts per step, 0 .. 3; None chooses from what is measured
     steps_per_schedule  passes launched per schedule; more than one costs a look at the results
                         only every so many tokens
+    overlap             launch a schedule before the one ahead of it is read, and discard what it
+                        computes for sequences that turn out to have ended; None: on a GPU. Where
+                        the host has a say in the tokens (a form, penalties, min_tokens), every
+                        schedule is read before the next all the same
 
     Raises ValueError for a value outside its range.
     """
@@ -29,6 +33,7 @@ class EngineConfig:
     prefix_cache: bool = True
     num_drafts: int | None = None
     steps_per_schedule: int = 1
+    overlap: bool | None = None
 
     def __post_init__(self) -> None:
         for name in ("page_size", "num_pages", "max_running", "token_budget", "steps_per_schedule"):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from longcat.serve.params import SamplingParams
+from longcat.serve.transfer import send
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,7 @@ class Penalties:
             return None
 
         def column(values: Sequence[float]) -> Tensor:
-            return torch.tensor(values, dtype=torch.float32).to(device).view(-1, 1, 1)
+            return send(torch.tensor(values, dtype=torch.float32), device).view(-1, 1, 1)
 
         bias = torch.zeros(len(params), vocab_size)
         counts = torch.zeros(len(params), vocab_size)
@@ -62,9 +63,9 @@ class Penalties:
             presence=column([p.presence_penalty for p in params]),
             frequency=column([p.frequency_penalty for p in params]),
             repetition=column([p.repetition_penalty for p in params]),
-            bias=bias.to(device).unsqueeze(1),
-            counts=counts.to(device),
-            prompted=prompted.to(device),
+            bias=send(bias, device).unsqueeze(1),
+            counts=send(counts, device),
+            prompted=send(prompted, device),
         )
 
     def apply(self, logits: Tensor, drafts: Tensor) -> Tensor:

@@ -5,24 +5,27 @@
     while engine.has_work:
         for delta in engine.step(): ...
 
-One `step`: the scheduler chooses (`longcat.serve.scheduler`), the device computes
-(`longcat.serve.step`, `longcat.serve.runner`), and what came back is read once and shown.
+One `step`: the scheduler chooses (`longcat.serve.scheduler`), passes are launched
+(`longcat.serve.step`, `longcat.serve.runner`), and what came back is read once and shown
+(`longcat.serve.flight`). With `overlap` what is read belongs to the schedule before: the device
+computes one while the host looks at the other.
 """
 
 from time import perf_counter
 
+from longcat.serve.admission import check_request
 from longcat.serve.config import EngineConfig, EngineStats
 from longcat.serve.constraint import ConstraintFactory
 from longcat.serve.drafting import DraftPolicy
+from longcat.serve.flight import Flight
 from longcat.serve.latents import Latents
 from longcat.serve.pages import Pages
 from longcat.serve.protocol import Model, Tokenizer
 from longcat.serve.request import Delta, Request
-from longcat.serve.runner import Result, make_up, run
+from longcat.serve.runner import launch, make_up
 from longcat.serve.sampling import NO_CHOICE
-from longcat.serve.scheduler import Plan, Scheduler
+from longcat.serve.scheduler import Scheduler
 from longcat.serve.sequence import Sequence
-from longcat.serve.speculation import check_prompt
 
 
 class Engine:
@@ -32,6 +35,8 @@ class Engine:
         model: computes. tokenizer: needed for text and stop strings; None deals in tokens alone.
         config: sizes and policies.
         constraints: makes a Constraint of a ConstraintSpec; None refuses constrained requests.
+
+    Attributes: overlaps (whether a schedule is launched before the one ahead of it is read).
     """
 
     def __init__(
@@ -54,6 +59,9 @@ class Engine:
         self._sequences: dict[str, Sequence] = {}
         self._counts = {"steps": 0, "prompt_tokens": 0, "tokens": 0, "finished": 0}
         self._policy = DraftPolicy(self.config.num_drafts, available=model.has_draft_head)
+        self._flight: Flight | None = None
+        overlap, device = self.config.overlap, model.latent_layout.device
+        self.overlaps = device.type != "cpu" if overlap is None else overlap
 
     @property
     def model(self) -> Model:
@@ -85,29 +93,13 @@ class Engine:
         Raises ValueError, naming the field, for an id in use, a prompt that `decode` would refuse,
         a sequence that the latent cache cannot hold, and parameters that contradict each other.
         """
-        params = request.params
         if request.request_id in self._sequences:
             raise ValueError(f"request_id {request.request_id!r} is in use by another request")
-        check_prompt(self._model, request.prompt_ids, params.max_tokens)
-        room = self.config.num_pages * self.config.page_size
-        if len(request.prompt_ids) + params.max_tokens > room:
-            raise ValueError(
-                f"prompt_ids ({len(request.prompt_ids)} tokens) plus max_tokens "
-                f"{params.max_tokens} exceed the {room} tokens that the latent cache can hold"
-            )
-        vocab = self._model.vocab_size
-        for name in ("logit_bias", "stop_token_ids"):
-            if any(token >= vocab for token in getattr(params, name)):
-                raise ValueError(f"{name} names a token outside the vocabulary 0 .. {vocab - 1}")
-        if params.stop and self._table is None:
-            raise ValueError("stop needs an engine with a tokenizer")
-        constraint = None
-        if params.constraint is not None:
-            if self._constraints is None:
-                raise ValueError("constraint: this engine was built without structured output")
-            if params.min_tokens:
-                raise ValueError("min_tokens contradicts constraint, which decides where text ends")
-            constraint = self._constraints(params.constraint)
+        check_request(request, self._model, self.config, speaks=self._table is not None)
+        spec = request.params.constraint
+        if spec is not None and self._constraints is None:
+            raise ValueError("constraint: this engine was built without structured output")
+        constraint = None if spec is None or not self._constraints else self._constraints(spec)
         sequence = Sequence(request, self._model.eos_token_id, self._table, constraint)
         self._sequences[request.request_id] = sequence
         return sequence
@@ -146,11 +138,33 @@ class Engine:
         return True
 
     def step(self) -> list[Delta]:
-        """One schedule: what every request gained by it."""
+        """One schedule: what every request gained by it, or, where schedules overlap, by the one
+        before, which is read only now that another has been launched.
+        """
         drafts = self._policy.choose(len(self._scheduler.running))
+        deltas = self._land() if self._must_read(drafts) else []
+        launched = self._launch(drafts)
+        deltas += self._land()
+        self._flight = launched
+        if not self.overlaps:
+            deltas += self._land()
+        if not self._sequences:
+            self._flight = None  # all ended; what was launched for them since is nobody's
+        return deltas
+
+    def _must_read(self, drafts: int) -> bool:
+        """Whether the passes under way have to be read before others can be planned: where the host
+        has a say in the tokens, or the draft head is to make up for places that only they know.
+        """
+        flight = self._flight
+        missing = flight is not None and drafts > 0 and not flight.proposals
+        return self._scheduler.minded or (missing and self._policy.adaptive)
+
+    def _launch(self, drafts: int) -> Flight | None:
+        """Plan a schedule and launch its passes; None where there is nothing to do."""
         plan = self._scheduler.plan(drafts)
         if not plan.rows and not plan.chunks:
-            return []
+            return None
         # The draft head reads along when it is to draft. It always reads prompts where it may be to
         # draft later, for the sake of those who will find their pages.
         adaptive = self._policy.adaptive
@@ -159,48 +173,71 @@ class Engine:
         if drafts and adaptive:
             make_up(self._model, self._latents, list(fed))
         reading = [s for s in fed if s.drafted == s.computed and (extend or not adaptive)]
-        result = self._timed(plan, drafts, extend)
-        self._counts["steps"] += result.steps
+        began = perf_counter()
+        flight = launch(
+            self._model,
+            self._latents,
+            plan,
+            drafts,
+            extend=extend,
+            keep=adaptive,
+            before=self._flight,
+        )
+        flight.seconds = perf_counter() - began
+        flight.reading = {id(s) for s in reading}
+        self._counts["steps"] += plan.steps
         self._counts["prompt_tokens"] += sum(count for _, _, count in plan.chunks)
         for sequence, _, count in plan.chunks:
             sequence.computed += count
-        deltas = self._read(plan.rows, result)
         for sequence in reading:
             sequence.drafted = sequence.computed
-        return deltas + self._show(plan.rows)
+        for sequence in plan.rows:
+            sequence.ahead = flight.ahead
+        return flight
 
-    def _timed(self, plan: Plan, drafts: int, extend: bool) -> Result:
-        """Carry out a plan, and let the policy know how long it took."""
-        judged = max((len(sequence.drafts) for sequence in plan.rows), default=0)
+    def _land(self) -> list[Delta]:
+        """Read the passes under way -> what every request gained by them."""
+        flight, self._flight = self._flight, None
+        if flight is None:
+            return []
         began = perf_counter()
-        result = run(
-            self._model, self._latents, plan, drafts, extend=extend, keep=self._policy.adaptive
-        )
-        if plan.rows and not plan.chunks:
-            seconds = (perf_counter() - began) / plan.steps
-            self._policy.took(len(plan.rows), judged, drafts, seconds)
-        return result
+        flight.read()
+        seconds = flight.seconds + perf_counter() - began
+        rows = [s for s in flight.plan.rows if s.finish_reason is None]
+        if rows and not flight.plan.chunks:
+            each = seconds / flight.plan.steps
+            self._policy.took(len(flight.plan.rows), flight.judged, flight.proposals, each)
+        deltas = []
+        for row, sequence in enumerate(flight.plan.rows):
+            if sequence.ahead is flight.ahead:
+                sequence.ahead = None
+            if sequence.finish_reason is not None:
+                continue  # it ended before; these tokens are too many
+            deltas += self._give(sequence, flight, row)
+            sequence.check_reserve(self.config.page_size)
+        return deltas + self._show(rows)
 
-    def _read(self, rows: tuple[Sequence, ...], result: Result) -> list[Delta]:
-        """Give each sequence its tokens -> the deltas of those that could not go on."""
-        failed = []
-        for row, sequence in enumerate(rows):
-            for judged in result.of_row(row):
-                if not judged.finite:
-                    failed.append(self._fail(sequence))
-                    break
-                fed = len(sequence.tokens)
-                taken = sequence.append(list(judged.tokens))
-                self._counts["tokens"] += taken
+    def _give(self, sequence: Sequence, flight: Flight, row: int) -> list[Delta]:
+        """Give a sequence its tokens -> its last delta, if it could not go on."""
+        for judged in flight.of_row(row):
+            if not judged.finite:
+                return [self._fail(sequence)]
+            fed = len(sequence.tokens)
+            taken = sequence.append(list(judged.tokens))
+            self._counts["tokens"] += taken
+            self._policy.judged(min(judged.drafted, taken), judged.accepted)
+            if sequence.pages:  # else they were taken back meanwhile, and it begins again
                 sequence.computed = fed + min(judged.accepted, taken - 1)
-                self._policy.judged(min(judged.drafted, taken), judged.accepted)
-                if sequence.finish_reason is not None:
-                    break
-            else:
-                sequence.propose(*result.drafts_of(row))
-        return failed
+            if sequence.finish_reason is not None:
+                break
+        else:
+            if sequence.pages:
+                sequence.propose(*flight.drafts_of(row))
+        if sequence.pages and id(sequence) in flight.reading:
+            sequence.drafted = sequence.computed
+        return []
 
-    def _show(self, rows: tuple[Sequence, ...]) -> list[Delta]:
+    def _show(self, rows: list[Sequence]) -> list[Delta]:
         """Let the prefix cache know of full pages, show what is new, end what has ended."""
         deltas = []
         for sequence in list(self._scheduler.running):

@@ -1,78 +1,27 @@
-"""From a plan to tensors, through `step`, and back to the host: once there, once back.
+"""From a plan to tensors, and through `step`; `longcat.serve.flight` is the way back.
 
 Shape legend: R rows, g drafts, W = g+1 places, P pages, V vocabulary.
 """
 
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from longcat.serve.acceptance import Drafts, Rules
 from longcat.serve.edits import Penalties
+from longcat.serve.flight import Flight
 from longcat.serve.latents import Latents
 from longcat.serve.protocol import Model
-from longcat.serve.request import PromptToken, Token
 from longcat.serve.sampling import Sampler
 from longcat.serve.scheduler import Plan
 from longcat.serve.sequence import Sequence
-from longcat.serve.step import Chunk, LogProbs, Outcome, Rows, catch_up, step
-
-_LogProb = tuple[float, tuple[tuple[int, float], ...]]  # a token's own, and the best (id, value)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Judged:
-    """What one step gave one row: accepted drafts and one token more."""
-
-    tokens: tuple[Token, ...]
-    accepted: int
-    drafted: int
-    finite: bool
+from longcat.serve.step import Chunk, Rows, catch_up, step
+from longcat.serve.transfer import send
 
 
-class Result:
-    """What the steps of one schedule gave, on the host."""
-
-    def __init__(self, outcomes: list[Outcome], sequences: Seq[Sequence]) -> None:
-        self.steps = len(outcomes)
-        self._judged: list[list[Judged]] = [[] for _ in sequences]
-        self._drafts = outcomes[-1].drafts
-        usable = [sequence.drafts for sequence in sequences]
-        tops = [sequence.params.logprobs for sequence in sequences]
-        for outcome in outcomes:
-            packed = _packed(outcome)
-            width = outcome.tokens.shape[1]
-            logprobs = None if outcome.logprobs is None else _Read(outcome.logprobs)
-            for row, numbers in enumerate(packed):
-                accepted, finite = numbers[width], numbers[width + 1]
-                told = None
-                if logprobs is not None and (top := tops[row]) is not None:
-                    told = [(own, best[:top]) for own, best in logprobs.rows[row * width :][:width]]
-                run = _run(numbers[: accepted + 1], accepted, usable[row], told)
-                self._judged[row].append(
-                    Judged(
-                        tokens=run,
-                        accepted=accepted,
-                        drafted=len(usable[row]),
-                        finite=bool(finite),
-                    )
-                )
-            usable = [numbers[width + 2 :][: numbers[-1]] for numbers in packed]
-        self._next = usable
-
-    def of_row(self, row: int) -> list[Judged]:
-        """What each step gave a row."""
-        return self._judged[row]
-
-    def drafts_of(self, row: int) -> tuple[list[int], Tensor | None]:
-        """What is proposed to follow, and what it was drawn from."""
-        q = self._drafts.q
-        return self._next[row], None if q is None else q[row]
-
-
-def run(
+def launch(
     model: Model,
     latents: Latents,
     plan: Plan,
@@ -80,25 +29,27 @@ def run(
     *,
     extend: bool = False,
     keep: bool = False,
-) -> Result:
-    """Carry out a plan; prompt log-probabilities go straight to their sequences.
+    before: Flight | None = None,
+) -> Flight:
+    """Launch a plan's passes; nothing is waited for.
 
-    proposals, extend, keep: as in `step`.
+    proposals, extend, keep: as in `step`. before: the passes launched last, if they have not been
+    read: rows that were in them go on from what these left on the device.
     """
     device = model.latent_layout.device
     rows = _rows(model, plan.rows, device)
+    if before is not None:
+        rows = _carried(rows, plan.rows, before)
     chunks = [_chunk(*planned, device) for planned in plan.chunks]
-    outcomes = []
+    judged, outcomes = [], []
     for _ in range(plan.steps):
+        judged.append(rows.drafts)
         outcome, rows = step(
             model, latents, rows, chunks, proposals=proposals, extend=extend, keep=keep
         )
         outcomes.append(outcome)
         chunks = []
-    for (sequence, first, _), logprobs in zip(plan.chunks, outcomes[0].chunk_logprobs, strict=True):
-        if logprobs is not None:
-            _note_prompt(sequence, first, _Read(logprobs))
-    return Result(outcomes, plan.rows)
+    return Flight(plan, proposals, judged, outcomes, rows)
 
 
 def make_up(model: Model, latents: Latents, sequences: Seq[Sequence]) -> None:
@@ -114,7 +65,8 @@ def make_up(model: Model, latents: Latents, sequences: Seq[Sequence]) -> None:
 
 def _rows(model: Model, sequences: Seq[Sequence], device: torch.device) -> Rows:
     params = [s.params for s in sequences]
-    drafts = max((len(s.drafts) for s in sequences), default=0)
+    known: list[list[int]] = [s.drafts if s.ahead is None else [] for s in sequences]
+    drafts = max(map(len, known), default=0)
     tops = [p.logprobs for p in params if p.logprobs is not None]
     rules = None
     if any(p.acceptance != "coupled" for p in params):
@@ -126,12 +78,10 @@ def _rows(model: Model, sequences: Seq[Sequence], device: torch.device) -> Rows:
         table=_table([s.pages for s in sequences], device),
         lengths=_words([len(s.tokens) - 1 for s in sequences], device),
         last=_words([s.tokens[-1] for s in sequences], device),
-        speculate=torch.tensor([p.speculative is not False for p in params], dtype=torch.bool).to(
-            device
-        ),
+        speculate=_column([p.speculative is not False for p in params], device)[:, 0],
         drafts=Drafts(
-            tokens=_padded([s.drafts for s in sequences], drafts, device),
-            usable=_words([len(s.drafts) for s in sequences], device),
+            tokens=_padded(known, drafts, device),
+            usable=_words([len(own) for own in known], device),
             q=None if rules is None else _qs(sequences, drafts, model.vocab_size, device),
         ),
         sampler=Sampler.of(
@@ -161,62 +111,43 @@ def _chunk(sequence: Sequence, first: int, count: int, device: torch.device) -> 
     )
 
 
-def _note_prompt(sequence: Sequence, first: int, read: "_Read") -> None:
-    """Keep the log-probabilities of the prompt's tokens behind `first`, each of them once."""
-    noted, prompt = sequence.prompt_logprobs, sequence.request.prompt_ids
-    if not noted:
-        noted.append(PromptToken(id=prompt[0], logprob=None))
-    for offset, (logprob, best) in enumerate(read.rows):
-        place = first + offset + 1
-        if place == len(noted) and place < len(prompt):
-            noted.append(PromptToken(id=prompt[place], logprob=logprob, top_logprobs=best))
-
-
-class _Read:
-    """Log-probabilities on the host: for each token its own and the best ones."""
-
-    def __init__(self, logprobs: LogProbs) -> None:
-        chosen = logprobs.chosen.flatten().tolist()
-        shape = (len(chosen), -1) if chosen else (0, 0)
-        best = logprobs.best.reshape(shape).tolist()
-        ids = logprobs.best_ids.reshape(shape).tolist()
-        self.rows: list[_LogProb] = [
-            (value, tuple(zip(row_ids, row, strict=True)))
-            for value, row, row_ids in zip(chosen, best, ids, strict=True)
-        ]
-
-
-def _run(
-    tokens: list[int], accepted: int, drafts: list[int], logprobs: list[_LogProb] | None
-) -> tuple[Token, ...]:
-    run = []
-    for i, token in enumerate(tokens):
-        drafted, refused = i < accepted, i == accepted < len(drafts)
-        if logprobs is None:
-            run.append(Token(id=token, drafted=drafted, refused=refused))
-            continue
-        own, best = logprobs[i]
-        run.append(
-            Token(id=token, drafted=drafted, refused=refused, logprob=own, top_logprobs=best)
-        )
-    return tuple(run)
-
-
-def _packed(outcome: Outcome) -> list[list[int]]:
-    """Everything the host needs of each row, in one transfer: tokens, accepted, finite, drafts,
-    how many of these are usable.
+def _carried(rows: Rows, sequences: Seq[Sequence], before: Flight) -> Rows:
+    """Rows whose lengths, last tokens and drafts are those behind the passes before, where the host
+    does not know them yet.
     """
-    numbers: list[list[int]] = torch.cat(
-        [
-            outcome.tokens,
-            outcome.accepted.unsqueeze(1),
-            outcome.finite.long().unsqueeze(1),
-            outcome.drafts.tokens,
-            outcome.drafts.usable.unsqueeze(1),
-        ],
-        dim=1,
-    ).tolist()
-    return numbers
+    places = {id(s): row for row, s in enumerate(before.plan.rows) if s.ahead is before.ahead}
+    found = [places.get(id(s)) for s in sequences]
+    if not any(place is not None for place in found):
+        return rows
+    device = rows.last.device
+    ahead = _column([place is not None for place in found], device)
+    source = _words([place or 0 for place in found], device)
+    after = before.after.drafts
+    width = max(after.count, rows.drafts.count)
+    q = rows.drafts.q
+    if q is not None:
+        own = torch.zeros_like(q) if after.q is None else after.q.index_select(0, source)
+        q = torch.where(ahead.unsqueeze(2), _widened(own, width), _widened(q, width))
+    return replace(
+        rows,
+        lengths=torch.where(ahead[:, 0], before.after.lengths[source], rows.lengths),
+        last=torch.where(ahead[:, 0], before.after.last[source], rows.last),
+        drafts=Drafts(
+            tokens=torch.where(
+                ahead,
+                _widened(after.tokens.index_select(0, source), width),
+                _widened(rows.drafts.tokens, width),
+            ),
+            usable=torch.where(ahead[:, 0], after.usable[source], rows.drafts.usable),
+            q=q,
+        ),
+    )
+
+
+def _widened(drafts: Tensor, width: int) -> Tensor:
+    """drafts [R,g] or [R,g,V], with zeros behind them up to `width`."""
+    missing = width - drafts.shape[1]
+    return torch.cat([drafts, drafts.new_zeros(len(drafts), missing, *drafts.shape[2:])], dim=1)
 
 
 def _allowed(
@@ -233,29 +164,29 @@ def _allowed(
         too_few = max(sequence.params.min_tokens - len(sequence.text), 0)
         if too_few:
             allowed[row, :too_few, list(sequence.enders)] = False
-    return allowed.to(device)
+    return send(allowed, device)
 
 
 def _qs(sequences: Seq[Sequence], drafts: int, vocab_size: int, device: torch.device) -> Tensor:
     """What the drafts were drawn from, [R,g,V]; zeros where there are none."""
     q = torch.zeros(len(sequences), drafts, vocab_size, dtype=torch.float64, device=device)
     for row, sequence in enumerate(sequences):
-        if sequence.draft_q is not None:
+        if sequence.draft_q is not None and sequence.ahead is None:
             q[row, : len(sequence.drafts)] = sequence.draft_q[: len(sequence.drafts)]
     return q
 
 
 def _words(values: Seq[int], device: torch.device) -> Tensor:
-    return torch.tensor(values, dtype=torch.int64).to(device)
+    return send(torch.tensor(values, dtype=torch.int64), device)
 
 
 def _column(values: Seq[bool], device: torch.device) -> Tensor:
-    return torch.tensor(values, dtype=torch.bool).to(device).unsqueeze(1)
+    return send(torch.tensor(values, dtype=torch.bool), device).unsqueeze(1)
 
 
 def _padded(lists: Seq[list[int]], width: int, device: torch.device) -> Tensor:
     rows = [row + [0] * (width - len(row)) for row in lists]
-    return torch.tensor(rows, dtype=torch.int64).view(len(lists), width).to(device)
+    return send(torch.tensor(rows, dtype=torch.int64).view(len(lists), width), device)
 
 
 def _table(pages: Seq[list[int]], device: torch.device) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 from longcat.serve.noise import gumbel, noise_keys, seed_word
 from longcat.serve.params import SamplingParams
 from longcat.serve.reference import TOKEN
+from longcat.serve.transfer import send
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,7 @@ class Sampler:
         """The sampler of rows with these parameters, seeds and choice indices."""
 
         def column(values: Sequence[float], dtype: torch.dtype) -> Tensor:
-            return torch.tensor(values, dtype=dtype).to(device).unsqueeze(1)
+            return send(torch.tensor(values, dtype=dtype), device).unsqueeze(1)
 
         wide, word = torch.float64, torch.int64
         return cls(

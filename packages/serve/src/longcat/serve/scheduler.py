@@ -31,8 +31,9 @@ def entries_needed(steps: int, drafts: int) -> int:
     """Latents that `steps` passes of one sequence can write, of which its last are provisional.
 
     A pass stores g+1 latents of the target from the sequence's length on, and the draft head runs
-    up to g-1 places ahead of those. Our schedules are launched when the results of the one before
-    are known; `longcat.serve.reference.reserves` says what it takes not to wait for them.
+    up to g-1 places ahead of those. Where passes are under way whose results are not known, what
+    they may use comes on top: so a sequence has (g+1)n to (2g+1)n latents in reserve when n passes
+    more are launched, and never starves (`longcat.serve.reference.reserves`).
     """
     return steps * (drafts + 1) + max(drafts - 1, 0)
 
@@ -59,15 +60,19 @@ class Scheduler:
         """Choose what to compute, with up to `drafts` drafts for each row, and hold its pages."""
         rows: list[Sequence] = []
         chunks: list[tuple[Sequence, int, int]] = []
-        steps = self._steps()
+        steps = 1 if self.minded else self._config.steps_per_schedule
+        # All rows are as wide as the one with the most drafts, new or still to be judged.
+        width = max([drafts, *(s.unjudged for s in self.running)])
         decoding = sum(sequence.uncomputed == 1 for sequence in self.running)
         budget = max(self._config.token_budget - decoding * (drafts + 1), 1)
         for sequence in list(self.running):
             if sequence not in self.running:
                 continue  # its pages went to an earlier one
-            budget -= self._feed(sequence, budget, steps, drafts, rows, chunks)
+            budget -= self._feed(sequence, budget, steps, width, rows, chunks)
         while self.waiting and len(self.running) < self._config.max_running and budget > 0:
             sequence = self.waiting[0]
+            if sequence.ahead is not None:
+                break  # its pages were taken back before its last tokens were read
             sequence.begin(self._pages)
             count = min(sequence.uncomputed, budget)
             # One page to spare for each that runs, or the newcomer would soon be sent away again.
@@ -78,7 +83,7 @@ class Scheduler:
             self.running.append(self.waiting.popleft())
             self.prefix_queries += len(sequence.tokens)
             self.prefix_hits += sequence.computed
-            budget -= self._feed(sequence, budget, steps, drafts, rows, chunks)
+            budget -= self._feed(sequence, budget, steps, width, rows, chunks)
             if sequence not in self.running:
                 break
         kept = set(map(id, self.running))
@@ -87,30 +92,35 @@ class Scheduler:
         prompts_left = any(id(chunk[0]) not in set(map(id, rows)) for chunk in chunks)
         return Plan(rows=tuple(rows), chunks=tuple(chunks), steps=1 if prompts_left else steps)
 
-    def _steps(self) -> int:
-        """One pass at a time where the host has a say in every token."""
-        minded = any(
+    @property
+    def minded(self) -> bool:
+        """Whether the host has a say in some sequence's tokens, and so has to read every one before
+        the next: penalties, biases, a form, a least number of tokens.
+        """
+        return any(
             s.params.edits_logits or s.constraint is not None or s.params.min_tokens
             for s in [*self.running, *self.waiting]
         )
-        return 1 if minded else self._config.steps_per_schedule
 
     def _feed(
         self,
         sequence: Sequence,
         budget: int,
         steps: int,
-        drafts: int,
+        width: int,
         rows: list[Sequence],
         chunks: list[tuple[Sequence, int, int]],
     ) -> int:
         """Plan what one sequence is fed -> tokens of its prompt among it."""
+        if sequence.sure_to_end:
+            return 0
         count = min(sequence.uncomputed - 1, max(budget, 0))
         ends = count == sequence.uncomputed - 1  # its last token goes along, as a row
         upto = sequence.computed + count
         if ends:
-            most = max(drafts, len(sequence.drafts))  # it still has those of the step before
-            upto = min(upto + entries_needed(steps, most), sequence.limit)
+            ahead = sequence.ahead
+            upto += entries_needed(steps, width)
+            upto = min(upto + (0 if ahead is None else ahead.entries), sequence.limit)
         elif not count:
             return 0
         if not self._hold(sequence, upto):

@@ -1,6 +1,6 @@
 """One request under way: its tokens, its pages, and how far it has been computed."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -10,6 +10,20 @@ from longcat.serve.params import SamplingParams
 from longcat.serve.request import Delta, PromptToken, Request, Token
 from longcat.serve.sampling import fresh_seed
 from longcat.serve.text import TextStream
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ahead:
+    """What passes that were launched, but not read, may do to a sequence.
+
+    steps    passes; each gives at least one token
+    entries  most latents that they use
+    drafts   proposed by the last of them, for the next pass to judge
+    """
+
+    steps: int
+    entries: int
+    drafts: int
 
 
 class Sequence:
@@ -23,6 +37,7 @@ class Sequence:
         drafted: places that the draft head has read with the right token after them.
         drafts: what was proposed to follow, and draft_q [g,V] what it was drawn from.
         pages: of the latent cache, in order.
+        ahead: of all this, which is what the host has read; None when nothing is under way.
         finish_reason, stop_reason: as in Delta; None while it runs.
     """
 
@@ -41,6 +56,7 @@ class Sequence:
         self.drafts: list[int] = []
         self.draft_q: Tensor | None = None
         self.pages: list[int] = []
+        self.ahead: Ahead | None = None
         self.seed = fresh_seed() if self.params.seed is None else self.params.seed
         self.constraint = constraint
         self.finish_reason: str | None = None
@@ -82,6 +98,16 @@ class Sequence:
         """Tokens that end it."""
         eos = set() if self._eos is None else {self._eos}
         return eos | set(self.params.stop_token_ids)
+
+    @property
+    def unjudged(self) -> int:
+        """Drafts that its next pass will judge, at most."""
+        return len(self.drafts) if self.ahead is None else self.ahead.drafts
+
+    @property
+    def sure_to_end(self) -> bool:
+        """Whether what is under way will take it to its limit, whatever is accepted."""
+        return self.ahead is not None and len(self.tokens) + self.ahead.steps >= self.limit
 
     def propose(self, drafts: list[int], q: Tensor | None) -> None:
         """Take the drafts to be judged next; a constraint betters them where no text can change."""
@@ -158,6 +184,18 @@ class Sequence:
             parent = self._committed[-1] if self._committed else ROOT
             content = self.tokens[index * size : (index + 1) * size]
             self._committed.append(pages.commit(self.pages[index], parent, content))
+
+    def check_reserve(self, page_size: int) -> None:
+        """Raise RuntimeError unless the pages hold all that passes under way may still write."""
+        if self.ahead is None or not self.pages:
+            return
+        stored = len(self.tokens) - 1
+        most = min(stored + self.ahead.entries, self.limit)
+        if len(self.pages) * page_size < most:
+            raise RuntimeError(
+                f"latent cache: {len(self.pages)} pages of {page_size} tokens were held where a "
+                f"schedule under way may write up to place {most}"
+            )
 
     def let_go(self, pages: Pages) -> None:
         """Give all pages back; it can begin again."""

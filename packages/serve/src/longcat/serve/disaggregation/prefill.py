@@ -39,14 +39,17 @@ class PrefillNode:
     """Computes prompts with `engine`, whose sequences never get further than their first token.
 
     The engine needs no tokenizer: text begins at the other side. Its number of drafts is fixed:
-    nobody judges any here, so there is nothing to choose by.
+    nobody judges any here, so there is nothing to choose by. Nothing is launched ahead: the first
+    token is the last that is wanted.
 
-    Raises ValueError for an engine that chooses.
+    Raises ValueError for an engine that chooses, or overlaps schedules.
     """
 
     def __init__(self, engine: Engine, sender: Sender, timeline: Timeline | None = None) -> None:
         if engine.config.num_drafts is None:
             raise ValueError("PrefillNode: num_drafts must be a number; None has nothing to go by")
+        if engine.overlaps:
+            raise ValueError("PrefillNode: overlap must be False; nothing follows a first token")
         self.engine = engine
         self._sender = sender
         self._timeline = timeline

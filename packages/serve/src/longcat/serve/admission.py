@@ -1,0 +1,30 @@
+"""What an engine cannot honour is refused before anything is computed, by the name of the field."""
+
+from longcat.serve.config import EngineConfig
+from longcat.serve.protocol import Model
+from longcat.serve.request import Request
+from longcat.serve.speculation import check_prompt
+
+
+def check_request(request: Request, model: Model, config: EngineConfig, *, speaks: bool) -> None:
+    """Raise ValueError for a request that an engine of this model and these sizes cannot honour.
+
+    speaks: whether the engine has a tokenizer.
+    """
+    params, prompt = request.params, request.prompt_ids
+    check_prompt(model, prompt, params.max_tokens)
+    room = config.num_pages * config.page_size
+    if len(prompt) + params.max_tokens > room:
+        raise ValueError(
+            f"prompt_ids ({len(prompt)} tokens) plus max_tokens {params.max_tokens} exceed the "
+            f"{room} tokens that the latent cache can hold"
+        )
+    for name in ("logit_bias", "stop_token_ids"):
+        if any(token >= model.vocab_size for token in getattr(params, name)):
+            raise ValueError(
+                f"{name} names a token outside the vocabulary 0 .. {model.vocab_size - 1}"
+            )
+    if params.stop and not speaks:
+        raise ValueError("stop needs an engine with a tokenizer")
+    if params.constraint is not None and params.min_tokens:
+        raise ValueError("min_tokens contradicts constraint, which decides where text ends")
