@@ -116,6 +116,15 @@ def command(
             rich_help_panel=_ENGINE,
         ),
     ] = None,
+    graphs: Annotated[
+        bool | None,
+        typer.Option(
+            "--graphs/--no-graphs",
+            help="Capture steps as CUDA graphs; a CPU has none.",
+            show_default="on a GPU, in bfloat16",
+            rich_help_panel=_ENGINE,
+        ),
+    ] = None,
     prefix_cache: Annotated[
         bool,
         typer.Option(
@@ -170,6 +179,7 @@ def command(
         token_budget=token_budget,
         steps_per_schedule=steps,
         overlap=overlap,
+        graphs=graphs,
         prefix_cache=prefix_cache,
         num_drafts=drafts if speculative else 0,
     )

@@ -22,6 +22,8 @@ class EngineConfig:
                         computes for sequences that turn out to have ended; None: on a GPU. Where
                         the host has a say in the tokens (a form, penalties, min_tokens), every
                         schedule is read before the next all the same
+    graphs              capture steps as CUDA graphs, one for each shape, and replay them; None: on
+                        a GPU, where the weights are bfloat16. A CPU has none
 
     Raises ValueError for a value outside its range.
     """
@@ -34,6 +36,7 @@ class EngineConfig:
     num_drafts: int | None = None
     steps_per_schedule: int = 1
     overlap: bool | None = None
+    graphs: bool | None = None
 
     def __post_init__(self) -> None:
         for name in ("page_size", "num_pages", "max_running", "token_budget", "steps_per_schedule"):

@@ -18,6 +18,7 @@ from longcat.serve.config import EngineConfig, EngineStats
 from longcat.serve.constraint import ConstraintFactory
 from longcat.serve.drafting import DraftPolicy
 from longcat.serve.flight import Flight
+from longcat.serve.graph import graphs_for
 from longcat.serve.latents import Latents
 from longcat.serve.pages import Pages
 from longcat.serve.protocol import Model, Tokenizer
@@ -61,6 +62,7 @@ class Engine:
         self._policy = DraftPolicy(self.config.num_drafts, available=model.has_draft_head)
         self._flight: Flight | None = None
         overlap, device = self.config.overlap, model.latent_layout.device
+        self._graphs = graphs_for(model, self._latents, self.config.graphs)
         self.overlaps = device.type != "cpu" if overlap is None else overlap
 
     @property
@@ -182,6 +184,7 @@ class Engine:
             extend=extend,
             keep=adaptive,
             before=self._flight,
+            graphs=self._graphs,
         )
         flight.seconds = perf_counter() - began
         flight.reading = {id(s) for s in reading}

@@ -12,6 +12,7 @@ from torch import Tensor
 from longcat.serve.acceptance import Drafts, Rules
 from longcat.serve.edits import Penalties
 from longcat.serve.flight import Flight
+from longcat.serve.graph import StepGraphs
 from longcat.serve.latents import Latents
 from longcat.serve.protocol import Model
 from longcat.serve.sampling import Sampler
@@ -30,11 +31,13 @@ def launch(
     extend: bool = False,
     keep: bool = False,
     before: Flight | None = None,
+    graphs: StepGraphs | None = None,
 ) -> Flight:
     """Launch a plan's passes; nothing is waited for.
 
     proposals, extend, keep: as in `step`. before: the passes launched last, if they have not been
-    read: rows that were in them go on from what these left on the device.
+    read: rows that were in them go on from what these left on the device. graphs: where captured
+    steps are replayed from.
     """
     device = model.latent_layout.device
     rows = _rows(model, plan.rows, device)
@@ -44,9 +47,12 @@ def launch(
     judged, outcomes = [], []
     for _ in range(plan.steps):
         judged.append(rows.drafts)
-        outcome, rows = step(
-            model, latents, rows, chunks, proposals=proposals, extend=extend, keep=keep
-        )
+        if graphs is not None and graphs.takes(rows, chunks):
+            outcome, rows = graphs.step(rows, proposals=proposals, extend=extend, keep=keep)
+        else:
+            outcome, rows = step(
+                model, latents, rows, chunks, proposals=proposals, extend=extend, keep=keep
+            )
         outcomes.append(outcome)
         chunks = []
     return Flight(plan, proposals, judged, outcomes, rows)
