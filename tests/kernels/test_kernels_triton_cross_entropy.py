@@ -130,3 +130,51 @@ def test_columns_that_are_not_adjacent_are_refused_and_not_copied(triton_kernel,
         pytest.raises(ValueError, match="cross_entropy: logits must have adjacent columns"),
     ):
         kernels.cross_entropy(logits, targets)
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"], indirect=True)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("soft", [False, True])
+def test_in_place_the_gradient_is_the_same_and_lies_where_the_logits_were(
+    randn, backend, soft, dtype
+):
+    hidden, targets = randn(5, 300, dtype=dtype), _targets(randn, 5, 300, soft)
+    made = {}
+    for in_place in (False, True):
+        x = hidden.clone().requires_grad_()
+        logits = x * 1
+        with kernels.use_backend(backend):
+            loss = kernels.cross_entropy(logits, targets, IGNORED, 0.1, in_place=in_place)
+        overwritten = not torch.equal(logits.detach(), hidden)
+        (0.5 * loss).backward()
+        made[in_place] = loss.detach(), x.grad
+        assert overwritten == in_place
+        assert torch.equal(logits.detach(), x.grad) == in_place
+    assert all(torch.equal(a, b) for a, b in zip(made[False], made[True], strict=True))
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"], indirect=True)
+def test_in_place_without_a_gradient_nothing_is_written(randn, backend):
+    logits, targets = randn(4, 9).float(), _targets(randn, 4, 9, False)
+    before = logits.clone()
+    with kernels.use_backend(backend):
+        kernels.cross_entropy(logits, targets, in_place=True)
+    assert torch.equal(logits, before)
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"], indirect=True)
+def test_in_place_is_refused_or_noticed_where_the_logits_are_still_needed(randn, backend):
+    leaf, targets = randn(4, 9).float().requires_grad_(), _targets(randn, 4, 9, False)
+    with kernels.use_backend(backend):
+        with pytest.raises(ValueError, match="in_place=True overwrites the logits"):
+            kernels.cross_entropy(leaf, targets, in_place=True)
+        with pytest.raises(ValueError, match="rows that lie apart"):
+            kernels.cross_entropy((leaf * 1)[:1].expand(4, 9), targets, in_place=True)
+        kept = leaf.exp()  # its gradient needs its result
+        loss = kernels.cross_entropy(kept, targets, in_place=True)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+        loss = kernels.cross_entropy(leaf * 1, targets, in_place=True)
+        loss.backward(retain_graph=True)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()

@@ -7,6 +7,7 @@ R rope, N FFN experts, Z identity experts, E = N + Z, K choices per token, S FFN
 """
 
 from longcat.kernels import multimem
+from longcat.kernels.adamw import adamw_step
 from longcat.kernels.add_rmsnorm import add_rmsnorm
 from longcat.kernels.cross_entropy import cross_entropy
 from longcat.kernels.dispatch import (
@@ -19,6 +20,7 @@ from longcat.kernels.dispatch import (
 )
 from longcat.kernels.experts import experts
 from longcat.kernels.fp8 import fp8_linear, quantise_blocks, quantise_rows
+from longcat.kernels.hidden_z_loss import hidden_z_loss
 from longcat.kernels.int8_linear import int8_linear, quantise_int8
 from longcat.kernels.latent_write import latent_write
 from longcat.kernels.linear import linear
@@ -39,6 +41,7 @@ __all__ = [
     "Linear",
     "PermutePlan",
     "RMSNorm",
+    "adamw_step",
     "add_rmsnorm",
     "combine",
     "cross_entropy",
@@ -48,6 +51,7 @@ __all__ = [
     "experts",
     "fp8_linear",
     "fused_route",
+    "hidden_z_loss",
     "int8_linear",
     "keep_top",
     "latent_write",

@@ -55,7 +55,7 @@ def adamw(
     weight_decay: float = 0.1,
     width_ratio: float = 1.0,
 ) -> torch.optim.AdamW:
-    """An AdamW over the model's trainable parameters; see `reference.adamw_step`.
+    """An AdamW over the model's trainable parameters; see `longcat.kernels.adamw_step`.
 
     Args:
         lr: peak learning rate of the proxy; `set_learning_rate` follows a schedule with it.

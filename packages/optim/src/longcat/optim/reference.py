@@ -1,48 +1,14 @@
-"""AdamW, z-loss, gradient monitor, schedules and growth in float64 numpy: their definitions.
+"""Gradient monitor, schedules and growth in float64 numpy: their definitions.
+
+Those of AdamW and the hidden z-loss are in longcat.kernels, with their GPU forms.
 
 Source: report section 3.1.3.
 """
-
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
-
-
-class Moments(NamedTuple):
-    """First and second moment of one tensor's gradient, and the number of steps taken."""
-
-    first: Array
-    second: Array
-    step: int
-
-
-def adamw_step(
-    weight: Array,
-    gradient: Array,
-    moments: Moments,
-    *,
-    lr: float,
-    betas: tuple[float, float] = (0.9, 0.95),
-    eps: float = 1e-16,
-    weight_decay: float = 0.1,
-) -> tuple[Array, Moments]:
-    """One step of AdamW with decoupled weight decay.
-
-    $$m = \\beta_1 m + (1-\\beta_1) g, \\; v = \\beta_2 v + (1-\\beta_2) g^2, \\;
-      w = w - \\eta \\lambda w - \\eta \\frac{\\hat m}{\\sqrt{\\hat v} + \\epsilon}$$
-
-    epsilon sits outside the root and must stay far below the gradient's RMS: the report finds
-    that the loss deteriorates once epsilon reaches it, hence 1e-16.
-    """
-    beta1, beta2 = betas
-    step = moments.step + 1
-    first = beta1 * moments.first + (1 - beta1) * gradient
-    second = beta2 * moments.second + (1 - beta2) * gradient**2
-    direction = first / (1 - beta1**step) / (np.sqrt(second / (1 - beta2**step)) + eps)
-    return weight * (1 - lr * weight_decay) - lr * direction, Moments(first, second, step)
 
 
 def epsilon_share(second: Array, step: int, *, eps: float, beta2: float = 0.95) -> float:
@@ -53,20 +19,6 @@ def epsilon_share(second: Array, step: int, *, eps: float, beta2: float = 0.95) 
     """
     root = np.sqrt(second[second > 0] / (1 - beta2**step))
     return float(np.mean(eps > (root + eps) / 10)) if root.size else 0.0
-
-
-def hidden_z_loss(last_layer: Array, weight: float) -> float:
-    """Keep the last layer's activations small, measured before the final norm.
-
-    $$L_Z = \\frac{\\lambda}{T} \\sum_t \\Big(\\log \\sum_i e^{|z_t^i|}\\Big)^2$$
-
-    Args:
-        last_layer: z [T, D]. weight: lambda (the report's figure shows 1e-7).
-    """
-    magnitude = np.abs(last_layer.astype(np.float64))
-    top = magnitude.max(axis=-1, keepdims=True)
-    log_sum = (top + np.log(np.exp(magnitude - top).sum(axis=-1, keepdims=True)))[..., 0]
-    return float(weight * np.mean(log_sum**2))
 
 
 def root_mean_square(values: Array) -> float:

@@ -13,7 +13,11 @@ __all__ = ["cross_entropy"]
 
 
 def cross_entropy(
-    logits: Tensor, targets: Tensor, ignored: int = -100, z_weight: float = 0.0
+    logits: Tensor,
+    targets: Tensor,
+    ignored: int = -100,
+    z_weight: float = 0.0,
+    in_place: bool = False,
 ) -> Tensor:
     """Sum over rows of Z - sum_v q_v l_v + z_weight Z^2, with Z = log(sum_v exp l_v).
 
@@ -22,13 +26,16 @@ def cross_entropy(
         targets: [T] int64, the place where q is 1; or [T, V] floating, q itself.
         ignored: a target that leaves its row out of the sum.
         z_weight: of the logit z-loss, which keeps Z near 0; the report's z-loss is another one, on
-            hidden states (longcat.optim).
+            hidden states (`hidden_z_loss`).
+        in_place: the gradient takes the memory of the logits, which hold no logits afterwards;
+            one backward pass only. Without a gradient nothing is written.
 
     Returns:
         float32 (float64) scalar; the gradient flows to the logits alone.
 
     Raises:
-        ValueError: an operand of the wrong shape, dtype or device, or a target outside 0..V-1.
+        ValueError: an operand of the wrong shape, dtype or device, a target outside 0..V-1, or
+            in place logits that are a leaf or whose rows overlap.
 
     Source: report section 2.4 (next-token and multi-token objectives).
     """
@@ -43,6 +50,16 @@ def cross_entropy(
         check_dtype(op, "targets", targets, torch.int64)
         check_shape(op, "targets", targets, "T", sizes)
         _check_range(targets, sizes["V"], ignored)
+    if in_place and logits.is_leaf and logits.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            f"{op}: in_place=True overwrites the logits, and these are a leaf that requires a "
+            "gradient; pass what a product returned, or in_place=False"
+        )
+    if in_place and len(logits) > 1 and logits.stride(0) < sizes["V"]:
+        raise ValueError(
+            f"{op}: in_place=True needs rows that lie apart in memory, got logits with strides "
+            f"{list(logits.stride())}; pass in_place=False"
+        )
     operands = (logits, targets, ignored, z_weight)
     fits = logits.dtype != torch.float64
     match choose(op, logits, targets, has_kernel=fits, on_request=True):
@@ -52,9 +69,9 @@ def cross_entropy(
         case "triton":
             from longcat.kernels.cross_entropy import triton_kernel
 
-            return triton_kernel.cross_entropy(*operands)
+            return triton_kernel.cross_entropy(*operands, in_place)
         case _:
-            return eager.cross_entropy(*operands)
+            return eager.cross_entropy(*operands, in_place)
 
 
 def _check_range(targets: Tensor, vocabulary: int, ignored: int) -> None:

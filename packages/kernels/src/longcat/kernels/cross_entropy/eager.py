@@ -12,26 +12,33 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.autograd.graph import increment_version
 
 ROWS = 128  # rows at a time: what is computed of them stays in the cache
 
 
 def cross_entropy(
-    logits: Tensor, targets: Tensor, ignored: int = -100, z_weight: float = 0.0
+    logits: Tensor,
+    targets: Tensor,
+    ignored: int = -100,
+    z_weight: float = 0.0,
+    in_place: bool = False,
 ) -> Tensor:
     """Sum over rows of the cross entropy, see reference.py. logits [T, V] -> []."""
     total: Tensor = _CrossEntropy.apply(  # type: ignore[no-untyped-call]
-        logits, targets, ignored, z_weight
+        logits, targets, ignored, z_weight, in_place
     )
     return total
 
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor, ignored: int, z_weight: float) -> Tensor:
+    def forward(
+        ctx: Any, logits: Tensor, targets: Tensor, ignored: int, z_weight: float, in_place: bool
+    ) -> Tensor:
         wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
         total = torch.zeros((), dtype=wide, device=logits.device)
-        gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
+        gradient = gradient_of(logits, in_place) if ctx.needs_input_grad[0] else None
         for start in range(0, len(logits), ROWS):
             part = slice(start, start + ROWS)
             losses, softmax = _rows(logits[part].to(wide), targets[part], ignored, z_weight)
@@ -39,14 +46,35 @@ class _CrossEntropy(torch.autograd.Function):
             if gradient is not None:
                 gradient[part] = softmax
         ctx.save_for_backward(gradient)
+        ctx.in_place = in_place
         return total
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        (gradient,) = ctx.saved_tensors
-        # A scalar tensor multiplies in full precision; rounding it first would scale them all.
-        return gradient * grad, None, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+        return scaled(ctx, grad), None, None, None, None
+
+
+def gradient_of(logits: Tensor, in_place: bool) -> Tensor:
+    """Where the gradient goes: memory of its own, or the logits', which are then overwritten.
+
+    Autograd tells whoever had kept the logits for a backward pass of their own.
+    """
+    if not in_place:
+        return torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
+    increment_version(logits)
+    return logits.detach()
+
+
+def scaled(ctx: Any, grad: Tensor) -> Tensor:
+    """The kept gradient times the one from above; in place where it was made in place.
+
+    A second backward pass would scale it twice: autograd sees that it was modified, and raises.
+    """
+    (gradient,) = ctx.saved_tensors
+    # A scalar tensor multiplies in full precision; rounding it first would scale them all.
+    result: Tensor = gradient.mul_(grad) if ctx.in_place else gradient * grad
+    return result
 
 
 def _rows(logits: Tensor, targets: Tensor, ignored: int, z_weight: float) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,8 @@
 
 A program per row. The first walk over the row keeps the largest logit so far and the sum of
 exponentials relative to it; the second turns each logit into its gradient. Rows meet only in the
-final sum, which torch adds in their order.
+final sum, which torch adds in their order. The gradient may take the place of the logits: a number
+is read for the last time right before its gradient is written there.
 """
 
 # Kernels are read by Triton's compiler, not by mypy.
@@ -19,6 +20,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from longcat.kernels.cross_entropy.eager import gradient_of, scaled
 from longcat.kernels.operands import check_rows
 from longcat.kernels.proof.configuration import Configuration
 
@@ -35,6 +37,7 @@ def _rows(
     z_weight,
     width,
     stride,
+    gradient_stride,
     ignored,
     SOFT: tl.constexpr,
     GRADIENT: tl.constexpr,
@@ -81,46 +84,51 @@ def _rows(
             else:
                 gradient = (gradient - tl.where(places == target, 1.0, 0.0)) * counted
             gradient = gradient.to(gradient_ptr.dtype.element_ty)
-            tl.store(gradient_ptr + row * width + places, gradient, mask=inside)
+            tl.store(gradient_ptr + row * gradient_stride + places, gradient, mask=inside)
 
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor, ignored: int, z_weight: float) -> Tensor:
+    def forward(
+        ctx: Any, logits: Tensor, targets: Tensor, ignored: int, z_weight: float, in_place: bool
+    ) -> Tensor:
         check_rows("cross_entropy", logits=logits)
         rows, width = logits.shape
         losses = torch.empty(rows, dtype=torch.float32, device=logits.device)
         wanted = ctx.needs_input_grad[0]
-        gradient = torch.empty(
-            (rows, width) if wanted else (0,), dtype=logits.dtype, device=logits.device
-        )
+        gradient = gradient_of(logits, in_place) if wanted else None
+        place = logits if gradient is None else gradient
         if logits.numel():
             with torch.cuda.device_of(logits):
                 _rows[(rows,)](
-                    logits, targets.contiguous(), losses, gradient if wanted else logits,
-                    float(z_weight), width, logits.stride(0), ignored,
+                    logits, targets.contiguous(), losses, place, float(z_weight), width,
+                    logits.stride(0), place.stride(0), ignored,
                     SOFT=targets.is_floating_point(), GRADIENT=wanted, BLOCK=BLOCK,
                     num_warps=WARPS,
                 )  # fmt: skip
         ctx.save_for_backward(gradient)
+        ctx.in_place = in_place
         return losses.sum()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * grad, None, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+        return scaled(ctx, grad), None, None, None, None
 
 
 def cross_entropy(
-    logits: Tensor, targets: Tensor, ignored: int = -100, z_weight: float = 0.0
+    logits: Tensor,
+    targets: Tensor,
+    ignored: int = -100,
+    z_weight: float = 0.0,
+    in_place: bool = False,
 ) -> Tensor:
     """Sum over rows of the cross entropy, see reference.py. logits [T, V] -> [].
 
     Raises:
         ValueError: logits whose columns are not adjacent; a copy of them would go unseen.
     """
-    total: Tensor = _CrossEntropy.apply(logits, targets, ignored, z_weight)
+    total: Tensor = _CrossEntropy.apply(logits, targets, ignored, z_weight, in_place)
     return total
 
 
@@ -138,7 +146,7 @@ def configurations() -> Iterator[Configuration]:
                     "z_weight": "fp32",
                 },
                 constants={"SOFT": soft, "GRADIENT": gradient, "BLOCK": BLOCK},
-                divisible=("width", "stride"),
+                divisible=("width", "stride", "gradient_stride"),
                 warps=WARPS,
                 needs=("LDG.E.128", *(("STG.E.128",) if gradient else ())),
             )

@@ -160,8 +160,11 @@ class Probe:
 
 
 @contextmanager
-def probed() -> Iterator[Probe]:
-    """Watch every interpreted launch inside the block."""
+def probed(**reached: Tensor) -> Iterator[Probe]:
+    """Watch every interpreted launch inside the block.
+
+    reached: tensors that kernels find through a table of addresses, under names of your choice.
+    """
     probe = Probe()
     call, load, store = (
         _Executor.__call__,
@@ -170,7 +173,7 @@ def probed() -> Iterator[Probe]:
     )
 
     def watched_call(self: Any, *arguments: Any, **named: Any) -> None:
-        given = dict(zip(self.arg_names, arguments, strict=False)) | named
+        given = reached | dict(zip(self.arg_names, arguments, strict=False)) | named
         tensors = {name: getattr(value, "base", value) for name, value in given.items()}
         traffic = {n: Traffic(tensor=t) for n, t in tensors.items() if isinstance(t, Tensor)}
         probe.launches.append(Launch(kernel=self.fn.__name__, traffic=traffic))
