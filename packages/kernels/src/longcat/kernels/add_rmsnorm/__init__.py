@@ -48,7 +48,7 @@ def add_rmsnorm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tupl
     check_shape(op, "x", x, "... D", sizes)
     check_shape(op, "weight", weight, "D", sizes)
     fits = x.dtype != torch.float64
-    match choose(op, x, residual, weight, has_kernel=fits, inference_only=True):
+    match choose(op, x, residual, weight, has_kernel=fits, on_request=True):
         case "numpy":
             result: tuple[Tensor, Tensor] = through_numpy(
                 reference.add_rmsnorm, x, residual, weight, eps, like=x

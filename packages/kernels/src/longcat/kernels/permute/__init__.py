@@ -40,7 +40,7 @@ def permute(x: Tensor, indices: Tensor, n_ffn: int) -> tuple[Tensor, PermutePlan
     sizes: dict[str, int] = {}
     check_shape("permute", "x", x, "T D", sizes)
     check_shape("permute", "indices", indices, "T K", sizes)
-    form = choose("permute", x, has_kernel=_has_kernel(x), inference_only=True)
+    form = choose("permute", x, has_kernel=_has_kernel(x), on_request=True)
     if form == "triton":
         from longcat.kernels.permute import triton_kernel
 
@@ -104,7 +104,7 @@ def combine(
             f"{(sizes['T'], sizes['K'], sizes['S'])}; pass the plan that permute returned for them"
         )
     operands = (y_sorted, gates, x)
-    form = choose("combine", *operands, has_kernel=_has_kernel(x), inference_only=True)
+    form = choose("combine", *operands, has_kernel=_has_kernel(x), on_request=True)
     if form == "triton":
         from longcat.kernels.permute import triton_kernel
 

@@ -55,11 +55,16 @@ def rope(
             f"rope: inv_freq must have shape [R/2] for the even R of x, got "
             f"{list(frequencies.shape)} with R={sizes['R']}"
         )
-    match choose("rope", x):
+    fits = x.dtype != torch.float64 and sizes["R"] & (sizes["R"] - 1) == 0
+    match choose("rope", x, has_kernel=fits and sizes["R"] > 0, on_request=True):
         case "numpy":
             result: Tensor = through_numpy(
                 reference.rope, x, positions, frequencies, factor, like=x
             )
             return result
+        case "triton":
+            from longcat.kernels.rope import triton_kernel
+
+            return triton_kernel.rope(x, positions, frequencies, factor)
         case _:  # elementwise, so exact mode needs no form of its own
             return eager.rope(x, positions, frequencies, factor)

@@ -51,7 +51,7 @@ def route(
         check_dtype("route", "chosen", chosen, torch.int64)
         check_shape("route", "chosen", chosen, "T K", sizes | {"K": top_k})
     fits = chosen is None and logits.dtype == bias.dtype == torch.float32
-    match choose("route", logits, has_kernel=fits, inference_only=True):
+    match choose("route", logits, has_kernel=fits, on_request=True):
         case "numpy":
             result: tuple[Tensor, Tensor, Tensor] = through_numpy(
                 reference.route, logits, bias, top_k, scale, chosen, like=logits
@@ -108,7 +108,7 @@ def fused_route(
         check_shape(op, "token_mask", token_mask, "T", sizes)
     operands = (logits, bias, top_k, scale, n_ffn, token_mask)
     fits = logits.dtype == torch.float32
-    match choose(op, logits, has_kernel=fits, inference_only=True):
+    match choose(op, logits, has_kernel=fits, on_request=True):
         case "numpy":
             result: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = through_numpy(
                 reference.fused_route, *operands, like=logits

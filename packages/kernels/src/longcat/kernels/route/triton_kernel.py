@@ -2,7 +2,7 @@
 
 A few programs share the tokens. Each holds a token's scores in registers and takes the largest
 score + bias K times; it counts its choices in registers too, and the programs' counts are added
-afterwards: no atomics.
+afterwards: no atomics. The gradient is a softmax's; what came to a gate is added to its score.
 """
 
 # Kernels are read by Triton's compiler, not by mypy.
@@ -11,11 +11,13 @@ afterwards: no atomics.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from longcat.kernels.operands import check_rows
 from longcat.kernels.proof.configuration import Configuration
@@ -75,7 +77,7 @@ def _route(
     tl.store(counts_ptr + program * n_experts + experts, counts, mask=real)
 
 
-def fused_route(
+def forward(
     logits: Tensor,
     bias: Tensor,
     top_k: int,
@@ -83,7 +85,7 @@ def fused_route(
     n_ffn: int,
     token_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(scores, indices, gates, identity, counts), see reference.py; float32, no gradients."""
+    """(scores, indices, gates, identity, counts), see reference.py; float32."""
     check_rows("route", logits=logits, bias=bias)
     n_tokens, n_experts = logits.shape
     scores = torch.empty(n_tokens, n_experts, dtype=torch.float32, device=logits.device)
@@ -102,6 +104,80 @@ def fused_route(
     return scores, indices, gates, identity, parts.sum(dim=0)
 
 
+@triton.jit
+def _gradient(
+    scores_ptr, indices_ptr, grad_scores_ptr, grad_gates_ptr, grad_identity_ptr, grad_logits_ptr,
+    scale, n_experts, n_ffn, TOP_K: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    # Gates are scale * scores of the chosen, so what came to them goes to their scores; then the
+    # softmax: grad_logits = scores * (g - sum(scores * g)).
+    row = tl.program_id(0).to(tl.int64)
+    experts = tl.arange(0, BLOCK)
+    real = experts < n_experts
+    places = row * n_experts + experts
+    scores = tl.load(scores_ptr + places, mask=real, other=0.0)
+    grad = tl.load(grad_scores_ptr + places, mask=real, other=0.0)
+    of_identity = tl.load(grad_identity_ptr + row)
+    for k in tl.static_range(TOP_K):
+        chosen = tl.load(indices_ptr + row * TOP_K + k)
+        of_gate = tl.load(grad_gates_ptr + row * TOP_K + k)
+        of_gate += tl.where(chosen < n_ffn, 0.0, of_identity)
+        grad += tl.where(experts == chosen, scale * of_gate, 0.0)
+    grad = scores * (grad - tl.sum(scores * grad, axis=0))
+    tl.store(grad_logits_ptr + places, grad, mask=real)
+
+
+class _FusedRoute(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, bias: Tensor, top_k: int, scale: float, n_ffn: int,
+        token_mask: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+        scores, indices, gates, identity, counts = forward(
+            logits, bias, top_k, scale, n_ffn, token_mask
+        )
+        ctx.mark_non_differentiable(indices, counts)
+        ctx.save_for_backward(scores, indices)
+        ctx.scale, ctx.n_ffn = scale, n_ffn
+        return scores, indices, gates, identity, counts
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, of_scores: Tensor, _indices: Tensor, of_gates: Tensor, of_identity: Tensor,
+        _counts: Tensor,
+    ) -> tuple[Tensor, None, None, None, None, None]:  # fmt: skip
+        scores, indices = ctx.saved_tensors
+        grad = torch.empty_like(scores)
+        if grad.numel():
+            with torch.cuda.device_of(scores):
+                _gradient[(len(scores),)](
+                    scores, indices, of_scores.contiguous(), of_gates.contiguous(),
+                    of_identity.contiguous(), grad, float(ctx.scale), scores.shape[1], ctx.n_ffn,
+                    TOP_K=indices.shape[1], BLOCK=triton.next_power_of_2(scores.shape[1]),
+                    num_warps=WARPS,
+                )  # fmt: skip
+        return grad, None, None, None, None, None
+
+
+def fused_route(
+    logits: Tensor,
+    bias: Tensor,
+    top_k: int,
+    scale: float,
+    n_ffn: int,
+    token_mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(scores, indices, gates, identity, counts), see reference.py; float32.
+
+    The gradient flows to the logits through scores, gates and identity gates.
+    """
+    made: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = _FusedRoute.apply(
+        logits, bias.detach(), top_k, scale, n_ffn, token_mask
+    )
+    return made
+
+
 def _programs(logits: Tensor) -> int:
     if not logits.is_cuda:
         return 3
@@ -110,20 +186,28 @@ def _programs(logits: Tensor) -> int:
 
 
 def configurations() -> Iterator[Configuration]:
-    """At 512 FFN and 256 identity experts, top 12, with and without padding tokens."""
+    """At 512 FFN and 256 identity experts, top 12, with and without padding, and the gradient."""
+    types = {
+        name: "*fp32" for name in (*_route.arg_names, *_gradient.arg_names) if name.endswith("_ptr")
+    } | {"indices_ptr": "*i64", "counts_ptr": "*i32", "scale": "fp32"}
     for masked in (False, True):
         yield Configuration(
             kernel=_route,
             name=f"route 768 top 12{', masked' if masked else ''}",
-            types={
-                "logits_ptr": "*fp32", "bias_ptr": "*fp32", "scores_ptr": "*fp32",
-                "gates_ptr": "*fp32", "identity_ptr": "*fp32", "indices_ptr": "*i64",
-                "counts_ptr": "*i32", "counted_ptr": "*i1" if masked else "*fp32",
-                "scale": "fp32",
-            },
+            types=types | {"counted_ptr": "*i1" if masked else "*fp32"},
             constants={"TOP_K": 12, "MASKED": masked, "BLOCK": 1024},
             divisible=("n_experts", "n_ffn", "logits_stride"),
             warps=WARPS,
             needs=("LDG.E.128",),
             forbids=("ATOM", "RED."),
-        )  # fmt: skip
+        )
+    yield Configuration(
+        kernel=_gradient,
+        name="route 768 top 12, gradient",
+        types=types,
+        constants={"TOP_K": 12, "BLOCK": 1024},
+        divisible=("n_experts", "n_ffn"),
+        warps=WARPS,
+        needs=("LDG.E.128", "STG.E.128"),
+        forbids=("ATOM", "RED."),
+    )
