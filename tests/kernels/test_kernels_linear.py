@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from longcat.kernels import linear, onednn, use_backend
-from longcat.kernels.linear import reference
+from longcat.kernels import PackedLinear, linear, onednn, use_backend
+from longcat.kernels.linear import packed, reference
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -101,3 +101,27 @@ def test_small_wide_and_cast_products_stay_with_torch(randn):
     assert not onednn.takes(large.double(), large.double())
     with torch.autocast("cpu", torch.bfloat16):
         assert not onednn.takes(large, large)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("rows", [0, 1, 3, 40])
+def test_a_packed_map_agrees_with_the_definition(randn, check, monkeypatch, dtype, rows):
+    monkeypatch.setattr(packed, "SMALLEST", 1)
+    x, weight, bias = randn(rows, 24).to(dtype), randn(17, 24).to(dtype), randn(17).to(dtype)
+    residual = randn(rows, 17).to(dtype)
+    want = reference.linear(*(operand.double().numpy() for operand in (x, weight, bias)))
+    for given, of_bias in ((None, 0.0), (bias, bias.double().numpy())):
+        linear_map = PackedLinear(weight, given)
+        assert linear_map.packed == (onednn.available() and dtype != torch.float64)
+        plain = want - bias.double().numpy() + of_bias
+        assert check.error(linear_map(x), plain) <= check.bound(dtype, 24)
+        added = residual.double().numpy() + plain
+        assert check.error(linear_map.added_to(residual, x), added) <= check.bound(dtype, 24)
+
+
+@needs_onednn
+def test_packing_keeps_every_number_and_leaves_small_weights_alone(randn):
+    weight = randn(512, 256, dtype=torch.float32)
+    assert torch.equal(onednn.pack(weight).to_dense(), weight)
+    assert PackedLinear(weight).packed
+    assert not PackedLinear(weight[:100]).packed

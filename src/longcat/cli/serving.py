@@ -8,6 +8,7 @@ from longcat.cli.generate import open_model
 from longcat.cli.models import FoundModel
 from longcat.flash.chat import encode_prompt, reply_bytes
 from longcat.flash.llm import constraint_factory
+from longcat.flash.packed import as_served
 from longcat.flash.tokenizer import Tokenizer
 from longcat.serve import Engine, EngineConfig
 
@@ -70,4 +71,4 @@ def build_engine(directory: Path, dtype: str, device: str | None, config: Engine
     """An engine for a checkpoint; called in the process that will run it."""
     model, tokenizer = open_model(FoundModel(directory=directory), dtype, device)
     constraints = constraint_factory(tokenizer, model.vocab_size, model.eos_token_id)
-    return Engine(model, ServedTokenizer(tokenizer), config, constraints=constraints)
+    return Engine(as_served(model), ServedTokenizer(tokenizer), config, constraints=constraints)

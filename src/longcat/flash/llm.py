@@ -7,6 +7,7 @@ import torch
 
 from longcat.flash.checkpoint import load_model
 from longcat.flash.int8 import to_int8
+from longcat.flash.packed import as_served
 from longcat.flash.tokenizer import Tokenizer
 from longcat.serve import LLM, ConstraintFactory, EngineConfig
 
@@ -35,7 +36,7 @@ def load_llm(
         to_int8(model)
     tokenizer = Tokenizer.load(directory)
     constraints = constraint_factory(tokenizer, model.vocab_size, model.eos_token_id)
-    return LLM(model, tokenizer, config, constraints=constraints)
+    return LLM(as_served(model), tokenizer, config, constraints=constraints)
 
 
 def constraint_factory(

@@ -29,12 +29,14 @@ class LocalPartner:
     """A checkpoint that was loaded here; see `longcat.cli.talk.partner.Partner`."""
 
     def __init__(self, name: str, model: "FlashModel", tokenizer: "Tokenizer") -> None:
+        from longcat.flash.packed import as_served
+
         self.name = name
         self.chats = tokenizer.chat is not None
         self.drafts = model.has_draft_head
         self.turn = Turn()
         self.finished = False
-        self._model = model
+        self._model = as_served(model)
         self._tokenizer = tokenizer
         self._engine: Engine | None = None
 

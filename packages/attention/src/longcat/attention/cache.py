@@ -41,14 +41,25 @@ class Group:
 
     Attributes:
         tokens: where they stand in the row, B*W of them, sequence by sequence.
-        latent: [B,S,C], everything they may look at. k_rope: [B,S,R].
+        latents: [B,S,C+R], everything they may look at: latents and behind them rotated keys.
+        rank: C.
         mask: [B,W,S] bool, or None: causal, the last of the W looking at all S.
     """
 
     tokens: slice
-    latent: Tensor
-    k_rope: Tensor
+    latents: Tensor
+    rank: int
     mask: Tensor | None
+
+    @property
+    def latent(self) -> Tensor:
+        """[B,S,C]."""
+        return self.latents[..., : self.rank]
+
+    @property
+    def k_rope(self) -> Tensor:
+        """[B,S,R]."""
+        return self.latents[..., self.rank :]
 
 
 class RaggedCache(Protocol):

@@ -108,3 +108,11 @@ class MLAConfig:
     def cache_numbers(self) -> int:
         """C + R: numbers cached per token and attention layer."""
         return self.kv_lora_rank + self.qk_rope_head_dim
+
+    def absorbed_is_cheaper(self, n_queries: int, n_keys: int) -> bool:
+        """Compare multiply-adds per head of MLA's two forms for T queries over S keys."""
+        up = self.kv_lora_rank * (self.qk_nope_head_dim + self.v_head_dim)
+        pairs = n_queries * n_keys
+        absorbed = n_queries * up + pairs * (2 * self.kv_lora_rank + self.qk_rope_head_dim)
+        expanded = n_keys * up + pairs * (self.qk_head_dim + self.v_head_dim)
+        return absorbed < expanded

@@ -90,7 +90,8 @@ class MLA(nn.Module):
         # Not a buffer: a cast of the model must never round these constants.
         self._inv_freq = torch.from_numpy(frequencies)
 
-    def _frequencies(self, device: torch.device) -> Tensor:
+    def frequencies(self, device: torch.device) -> Tensor:
+        """Of RoPE, float32 [R/2]; `rope_factor` multiplies cosine and sine."""
         if self._inv_freq.device != device:
             self._inv_freq = self._inv_freq.to(device)
         return self._inv_freq
@@ -98,7 +99,7 @@ class MLA(nn.Module):
     def project(self, x: Tensor, positions: Tensor) -> MLAState:
         """Queries and latents of x [B,T,D] at positions [B,T] (int64)."""
         c = self.config
-        frequencies = self._frequencies(x.device)
+        frequencies = self.frequencies(x.device)
         q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x))) * c.alpha_q
         q = q.unflatten(-1, (c.num_heads, c.qk_head_dim))
         q_nope, q_rope = q.split([c.qk_nope_head_dim, c.qk_rope_head_dim], dim=-1)
@@ -152,13 +153,8 @@ class MLA(nn.Module):
         return self.attend(self.project(x, positions), cache)
 
     def absorbed_is_cheaper(self, n_queries: int, n_keys: int) -> bool:
-        """Compare multiply-adds per head of the two forms for T queries over S keys."""
-        c = self.config
-        up = c.kv_lora_rank * (c.qk_nope_head_dim + c.v_head_dim)
-        pairs = n_queries * n_keys
-        absorbed = n_queries * up + pairs * (2 * c.kv_lora_rank + c.qk_rope_head_dim)
-        expanded = n_keys * up + pairs * (c.qk_head_dim + c.v_head_dim)
-        return absorbed < expanded
+        """Whether the absorbed form needs fewer multiply-adds; see `MLAConfig`."""
+        return self.config.absorbed_is_cheaper(n_queries, n_keys)
 
     def _grouped(self, state: MLAState, cache: RaggedCache) -> Tensor:
         """Each group of a ragged row by itself -> [1,T,H,dv]."""

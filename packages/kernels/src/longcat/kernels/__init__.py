@@ -25,6 +25,7 @@ from longcat.kernels.int8_linear import int8_linear, quantise_int8
 from longcat.kernels.latent_write import latent_write
 from longcat.kernels.linear import linear
 from longcat.kernels.linear.module import Linear
+from longcat.kernels.linear.packed import PackedLinear
 from longcat.kernels.mla_decode import mla_decode
 from longcat.kernels.mla_prefill import mla_prefill
 from longcat.kernels.paged_mla import paged_mla
@@ -39,6 +40,7 @@ from longcat.kernels.swiglu import swiglu
 __all__ = [
     "Backend",
     "Linear",
+    "PackedLinear",
     "PermutePlan",
     "RMSNorm",
     "adamw_step",

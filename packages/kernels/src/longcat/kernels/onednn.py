@@ -57,3 +57,30 @@ def times_transposed(rows: Tensor, weight: Tensor) -> Tensor:
     """rows [M, I] @ weight [O, I]^T -> [M, O], without autograd; either may be transposed."""
     product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, None, "none", [], "")
     return product
+
+
+def packs(weight: Tensor) -> bool:
+    """Whether `pack` takes this weight and pays: float32 or bfloat16, where `available`."""
+    return (
+        weight.dtype in (torch.float32, torch.bfloat16)
+        and weight.device.type == "cpu"
+        and available()
+    )
+
+
+def pack(weight: Tensor) -> Tensor:
+    """weight [O, I] in oneDNN's blocks, for `times_packed`; as many numbers, to no other use."""
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight.default(weight.contiguous())
+    return packed
+
+
+def times_packed(
+    rows: Tensor, packed: Tensor, bias: Tensor | None = None, residual: Tensor | None = None
+) -> Tensor:
+    """rows [M, I] times a packed weight [O, I] transposed, plus bias [O] and residual [M, O]."""
+    product: Tensor
+    if residual is None:
+        product = torch.ops.mkldnn._linear_pointwise.default(rows, packed, bias, "none", [], "")
+    else:
+        product = torch.ops.mkldnn._linear_pointwise.binary(rows, residual, packed, bias, "add")
+    return product

@@ -5,7 +5,8 @@
     for token in decode(model, prompt_ids, SamplingParams(temperature=0.8, seed=1)):
         ...
 
-The model is anything that satisfies `Model`. Definitions in numpy: `longcat.serve.reference`.
+The model is anything that satisfies `Model`; an `Engine` asks for less, `PagedModel`. Definitions
+in numpy: `longcat.serve.reference`.
 """
 
 from longcat.serve.batch import decode_batch, pad_left
@@ -14,7 +15,7 @@ from longcat.serve.constraint import Constraint, ConstraintFactory, ConstraintSp
 from longcat.serve.engine import Engine
 from longcat.serve.llm import LLM, Completion
 from longcat.serve.params import SamplingParams
-from longcat.serve.protocol import Cache, LatentLayout, Model, Tokenizer
+from longcat.serve.protocol import Cache, LatentLayout, Model, PagedModel, Tokenizer
 from longcat.serve.request import Delta, PromptToken, Request, Token
 from longcat.serve.sampling import probabilities
 from longcat.serve.speculation import DecodeStats, Decoding, decode
@@ -34,6 +35,7 @@ __all__ = [
     "EngineStats",
     "LatentLayout",
     "Model",
+    "PagedModel",
     "PromptToken",
     "Request",
     "SamplingParams",

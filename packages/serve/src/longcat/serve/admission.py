@@ -1,12 +1,14 @@
 """What an engine cannot honour is refused before anything is computed, by the name of the field."""
 
 from longcat.serve.config import EngineConfig
-from longcat.serve.protocol import Model
+from longcat.serve.protocol import PagedModel
 from longcat.serve.request import Request
 from longcat.serve.speculation import check_prompt
 
 
-def check_request(request: Request, model: Model, config: EngineConfig, *, speaks: bool) -> None:
+def check_request(
+    request: Request, model: PagedModel, config: EngineConfig, *, speaks: bool
+) -> None:
     """Raise ValueError for a request that an engine of this model and these sizes cannot honour.
 
     speaks: whether the engine has a tokenizer.

@@ -21,7 +21,7 @@ from longcat.serve.flight import Flight
 from longcat.serve.graph import graphs_for
 from longcat.serve.latents import Latents
 from longcat.serve.pages import Pages
-from longcat.serve.protocol import Model, Tokenizer
+from longcat.serve.protocol import PagedModel, Tokenizer
 from longcat.serve.request import Delta, Request
 from longcat.serve.runner import launch, make_up
 from longcat.serve.sampling import NO_CHOICE
@@ -42,7 +42,7 @@ class Engine:
 
     def __init__(
         self,
-        model: Model,
+        model: PagedModel,
         tokenizer: Tokenizer | None = None,
         config: EngineConfig | None = None,
         *,
@@ -66,7 +66,7 @@ class Engine:
         self.overlaps = device.type != "cpu" if overlap is None else overlap
 
     @property
-    def model(self) -> Model:
+    def model(self) -> PagedModel:
         """The model that computes."""
         return self._model
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from longcat.serve.acceptance import Drafts
 from longcat.serve.latents import Latents
-from longcat.serve.protocol import Model
+from longcat.serve.protocol import PagedModel
 from longcat.serve.sampling import Sampler
 from longcat.serve.step import Chunk, Outcome, Rows, step
 
@@ -88,7 +88,7 @@ class StepGraphs:
     Attributes: shapes (those that have been captured).
     """
 
-    def __init__(self, model: Model, latents: Latents, capture: Capture) -> None:
+    def __init__(self, model: PagedModel, latents: Latents, capture: Capture) -> None:
         self._model = model
         self._latents = latents
         self._capture = capture
@@ -153,7 +153,7 @@ class StepGraphs:
         return _Captured(inputs=inputs, replay=replay, results=results)
 
 
-def graphs_for(model: Model, latents: Latents, wanted: bool | None) -> StepGraphs | None:
+def graphs_for(model: PagedModel, latents: Latents, wanted: bool | None) -> StepGraphs | None:
     """Graphs of a model's steps; None on a CPU, and where they are not wanted.
 
     wanted: None takes them in bfloat16 alone, the one type that torch multiplies groups of rows of

@@ -50,12 +50,25 @@ class Ragged:
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """What one rectangle may look at, gathered; `longcat.attention.Group`."""
+    """What one rectangle may look at, gathered; `longcat.attention.Group`.
+
+    latents  [B,S,C+R]. rank: C
+    """
 
     tokens: slice
-    latent: Tensor
-    k_rope: Tensor
+    latents: Tensor
+    rank: int
     mask: Tensor | None
+
+    @property
+    def latent(self) -> Tensor:
+        """[B,S,C]."""
+        return self.latents[..., : self.rank]
+
+    @property
+    def k_rope(self) -> Tensor:
+        """[B,S,R]."""
+        return self.latents[..., self.rank :]
 
 
 class Layer:
@@ -94,8 +107,8 @@ class Layer:
             groups.append(
                 Group(
                     tokens=slice(r.start, r.start + batch * r.width),
-                    latent=latents[..., : self._rank],
-                    k_rope=latents[..., self._rank :],
+                    latents=latents,
+                    rank=self._rank,
                     mask=r.mask,
                 )
             )

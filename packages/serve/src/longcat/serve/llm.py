@@ -13,7 +13,7 @@ from longcat.serve.config import EngineConfig, EngineStats
 from longcat.serve.constraint import ConstraintFactory
 from longcat.serve.engine import Engine
 from longcat.serve.params import SamplingParams
-from longcat.serve.protocol import Model, Tokenizer
+from longcat.serve.protocol import PagedModel, Tokenizer
 from longcat.serve.request import Delta, PromptToken, Request, Token
 
 Prompt = str | Sequence[int]
@@ -56,7 +56,7 @@ class LLM:
 
     def __init__(
         self,
-        model: Model,
+        model: PagedModel,
         tokenizer: TextTokenizer,
         config: EngineConfig | None = None,
         *,

@@ -3,7 +3,8 @@
 Shape legend: B sequences, T tokens fed in one call, D model width, V vocabulary.
 
 `longcat.serve` never loads a checkpoint and never imports a model. A model that satisfies
-`Model` structurally (no inheritance needed) decodes with everything in this package.
+`PagedModel` structurally (no inheritance needed) is served by the engine; one that satisfies
+`Model` decodes with everything in this package.
 """
 
 from collections.abc import Iterable, Sequence
@@ -50,11 +51,11 @@ class LatentLayout:
     device: torch.device
 
 
-class Model(Protocol):
-    """A causal language model with a latent cache and, perhaps, a multi-token-prediction head.
+class PagedModel(Protocol):
+    """A causal language model, perhaps with a multi-token-prediction head, as the engine feeds it:
+    tokens of many sequences in one row, latents in pages.
 
-    `cache` is always what this model's own `new_cache` returned, so an implementation may
-    annotate it with its own class; the protocol says Any to allow that.
+    Everything is on the model's device here, and on an accelerator nothing waits for it.
 
     Source: report section 2.4 (the head) and section 5 (its use as a draft).
     """
@@ -70,42 +71,15 @@ class Model(Protocol):
 
     @property
     def eos_token_id(self) -> int | None: ...
-
-    def new_cache(self, batch: int, max_tokens: int) -> Cache:
-        """An empty cache with room for `max_tokens` positions of `batch` sequences."""
-        ...
-
-    def target(
-        self, ids: Tensor, cache: Any, attention_mask: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Append ids[B,T] to the cache; return logits[B,T,V] and hidden[B,T,D].
-
-        hidden is what the language-model head reads (after the final norm), because that is
-        also what the draft head reads. attention_mask[B, cache.length + T] (True: a real
-        token) is given for left-padded batches only. ids and mask arrive on the host; the
-        model moves them to its own device.
-        """
-        ...
-
-    def draft(self, ids: Tensor, hidden: Tensor, cache: Any) -> tuple[Tensor, Tensor]:
-        """Append T draft latents; return logits[B,T,V] and the head's own hidden[B,T,D].
-
-        Column t pairs the token ids[:, t] with the hidden state of the position *before* it.
-        ids arrive on the host, as in `target`.
-        """
-        ...
-
-    # Many sequences in one row, which is what the engine feeds. Everything is on the model's
-    # device here, and nothing waits for it.
-
     @property
     def latent_layout(self) -> LatentLayout: ...
 
     def forward_paged(self, ids: Tensor, positions: Tensor, layers: Sequence[Any]) -> Tensor:
         """Hidden states [T,D] of ids[T] at positions[T] of whatever sequences they belong to.
 
-        layers: one `longcat.attention.RaggedCache` per attention of the target. hidden is as in
-        `target`; `logits` is asked for the rows that need them.
+        layers: one `longcat.attention.RaggedCache` per attention of the target. hidden is what the
+        language-model head reads (after the final norm), because that is also what the draft head
+        reads; `logits` is asked for the rows that need them.
         """
         ...
 
@@ -120,6 +94,37 @@ class Model(Protocol):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [R,V] of hidden states [R,D], the target's or the head's."""
+        ...
+
+
+class Model(PagedModel, Protocol):
+    """One that also decodes without an engine, over a cache of its own.
+
+    `cache` is always what this model's own `new_cache` returned, so an implementation may
+    annotate it with its own class; the protocol says Any to allow that.
+    """
+
+    def new_cache(self, batch: int, max_tokens: int) -> Cache:
+        """An empty cache with room for `max_tokens` positions of `batch` sequences."""
+        ...
+
+    def target(
+        self, ids: Tensor, cache: Any, attention_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Append ids[B,T] to the cache; return logits[B,T,V] and hidden[B,T,D].
+
+        hidden is as in `forward_paged`. attention_mask[B, cache.length + T] (True: a real token) is
+        given for left-padded batches only. ids and mask arrive on the host; the model moves them to
+        its own device.
+        """
+        ...
+
+    def draft(self, ids: Tensor, hidden: Tensor, cache: Any) -> tuple[Tensor, Tensor]:
+        """Append T draft latents; return logits[B,T,V] and the head's own hidden[B,T,D].
+
+        Column t pairs the token ids[:, t] with the hidden state of the position *before* it.
+        ids arrive on the host, as in `target`.
+        """
         ...
 
 

@@ -14,7 +14,7 @@ from longcat.serve.edits import Penalties
 from longcat.serve.flight import Flight
 from longcat.serve.graph import StepGraphs
 from longcat.serve.latents import Latents
-from longcat.serve.protocol import Model
+from longcat.serve.protocol import PagedModel
 from longcat.serve.sampling import Sampler
 from longcat.serve.scheduler import Plan
 from longcat.serve.sequence import Sequence
@@ -23,7 +23,7 @@ from longcat.serve.transfer import send
 
 
 def launch(
-    model: Model,
+    model: PagedModel,
     latents: Latents,
     plan: Plan,
     proposals: int,
@@ -58,7 +58,7 @@ def launch(
     return Flight(plan, proposals, judged, outcomes, rows)
 
 
-def make_up(model: Model, latents: Latents, sequences: Seq[Sequence]) -> None:
+def make_up(model: PagedModel, latents: Latents, sequences: Seq[Sequence]) -> None:
     """Let the draft head read what it has missed of these sequences."""
     device = model.latent_layout.device
     late = [s for s in sequences if s.drafted < s.computed]
@@ -69,7 +69,7 @@ def make_up(model: Model, latents: Latents, sequences: Seq[Sequence]) -> None:
         sequence.drafted = sequence.computed
 
 
-def _rows(model: Model, sequences: Seq[Sequence], device: torch.device) -> Rows:
+def _rows(model: PagedModel, sequences: Seq[Sequence], device: torch.device) -> Rows:
     params = [s.params for s in sequences]
     known: list[list[int]] = [s.drafts if s.ahead is None else [] for s in sequences]
     drafts = max(map(len, known), default=0)

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from longcat.serve.params import SamplingParams
-from longcat.serve.protocol import Model
+from longcat.serve.protocol import Model, PagedModel
 from longcat.serve.request import Token
 from longcat.serve.sampling import Sampler, choose_now, fresh_seed
 
@@ -217,7 +217,7 @@ def decode(
     return Decoding(model, prompt_ids, params, use_head, num_drafts)
 
 
-def check_prompt(model: Model, prompt_ids: Sequence[int], max_tokens: int) -> None:
+def check_prompt(model: PagedModel, prompt_ids: Sequence[int], max_tokens: int) -> None:
     """Raise ValueError unless the prompt is non-empty, in the vocabulary, and leaves room."""
     length = len(prompt_ids)
     if length == 0:

@@ -25,7 +25,7 @@ from torch import Tensor
 from longcat.serve.acceptance import Drafts, Rules, judge, propose
 from longcat.serve.edits import Penalties
 from longcat.serve.latents import Latents, Ragged, Rectangle
-from longcat.serve.protocol import Model
+from longcat.serve.protocol import PagedModel
 from longcat.serve.sampling import Sampler, finite_rows
 
 
@@ -105,7 +105,7 @@ class Outcome:
 
 @torch.inference_mode()
 def step(
-    model: Model,
+    model: PagedModel,
     latents: Latents,
     rows: Rows,
     chunks: Sequence[Chunk] = (),
@@ -161,7 +161,7 @@ def step(
 
 
 @torch.inference_mode()
-def catch_up(model: Model, latents: Latents, chunks: Sequence[Chunk]) -> None:
+def catch_up(model: PagedModel, latents: Latents, chunks: Sequence[Chunk]) -> None:
     """Write the draft head's latents of places whose hidden states were kept."""
     nothing = torch.zeros(0, 1, dtype=torch.int64, device=chunks[0].ids.device)
     ragged, positions = _lay_out(latents, chunks[0].table[:0], nothing, chunks)
@@ -201,7 +201,7 @@ def _no_drafts(rows: Rows) -> Drafts:
     return Drafts(tokens=rows.drafts.tokens[:, :0], usable=torch.zeros_like(rows.lengths))
 
 
-def _drafts(model: Model, latents: Latents, rows: Rows, hidden: Tensor, count: int) -> Drafts:
+def _drafts(model: PagedModel, latents: Latents, rows: Rows, hidden: Tensor, count: int) -> Drafts:
     """Chains of `count` guesses that start at the head's hidden [R,D] of the last places."""
     tokens: list[Tensor] = []
     qs: list[Tensor] = []
@@ -227,7 +227,7 @@ def _drafts(model: Model, latents: Latents, rows: Rows, hidden: Tensor, count: i
 
 
 def _of_chunks(
-    model: Model, hidden: Tensor, start: int, chunks: Sequence[Chunk]
+    model: PagedModel, hidden: Tensor, start: int, chunks: Sequence[Chunk]
 ) -> tuple[LogProbs | None, ...]:
     """What the chunks that ask for it say of the tokens that follow."""
     found: list[LogProbs | None] = []

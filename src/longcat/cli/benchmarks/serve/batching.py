@@ -10,6 +10,7 @@ from longcat.cli.benchmarks.document import Row, rounded
 from longcat.cli.benchmarks.serve.forms import FreshPrompts, Ours, contestants
 from longcat.cli.benchmarks.serve.shapes import PRECISIONS
 from longcat.flash import FlashConfig, FlashModel
+from longcat.flash.packed import as_served
 
 ASKED = (512, 16, 352, 96, 256, 48, 448, 160)  # tokens in, and out
 ANSWERED = (16, 128, 48, 96, 32, 112, 64, 80)
@@ -41,7 +42,7 @@ def measure_ragged(name: str, config: FlashConfig, rounds: int, *, compare: bool
 
 def measure_prefix(name: str, config: FlashConfig, rounds: int) -> list[Row]:
     """The first token of a long prompt: all of it new, or most of it in the prefix cache."""
-    model = FlashModel(config, seed=0).eval()
+    model = as_served(FlashModel(config, seed=0).eval())
     fresh = FreshPrompts(config.vocab_size)
     run = Ours(model, prefix_cache=True)
     (shared,) = fresh(SHARED)

@@ -14,8 +14,9 @@ from longcat.cli.benchmarks.serve.forms import FreshPrompts, Ours, Prompts
 from longcat.cli.benchmarks.serve.replayed import Replayed
 from longcat.cli.models import shipped_nano
 from longcat.flash import FlashConfig, FlashModel
+from longcat.flash.packed import as_served
 from longcat.flash.tokenizer import Tokenizer
-from longcat.serve import Model
+from longcat.serve import PagedModel
 
 DRAFTS: dict[str, int | None] = {"off": 0, "1": 1, "2": 2, "3": 3, "chosen": None}
 ACCEPTANCE = 0.8
@@ -29,13 +30,14 @@ class Case:
 
     name: str
     text: str
-    model: Model
+    model: PagedModel
     prompts: Prompts
 
 
 def replayed_case(name: str, config: FlashConfig) -> Case:
     """Random weights that say what was laid down, the head at ACCEPTANCE."""
-    model = Replayed(FlashModel(config, seed=0, dtype=torch.bfloat16).eval(), ACCEPTANCE)
+    served = as_served(FlashModel(config, seed=0, dtype=torch.bfloat16).eval())
+    model = Replayed(served, ACCEPTANCE)
     prompts = FreshPrompts(config.vocab_size)(*[PROMPT] * max(BATCHES))
     return Case(
         name=f"{name}, random weights",
@@ -60,7 +62,7 @@ def nano_case() -> Case | None:
         longest = max(ids, key=len)
         start = PROMPT * len(prompts)
         prompts.append(longest[start : start + PROMPT])
-    model = FlashModel.from_pretrained(found, dtype=torch.bfloat16).eval()
+    model = as_served(FlashModel.from_pretrained(found, dtype=torch.bfloat16).eval())
     return Case(
         name="nano, shipped",
         text="greedy after held-out text",

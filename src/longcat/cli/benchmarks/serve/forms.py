@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from longcat.flash import FlashConfig, FlashModel
-from longcat.serve import Engine, EngineConfig, Model, Request, SamplingParams, pad_left
+from longcat.flash.packed import as_served
+from longcat.serve import Engine, EngineConfig, PagedModel, Request, SamplingParams, pad_left
 
 Prompts = Sequence[Sequence[int]]
 Continue = Callable[[Prompts, Sequence[int]], list[list[int]]]
@@ -23,7 +24,9 @@ PAGES = 512
 class Ours:
     """The engine; without drafts and without a prefix cache, unless asked for."""
 
-    def __init__(self, model: Model, *, drafts: int | None = 0, prefix_cache: bool = False) -> None:
+    def __init__(
+        self, model: PagedModel, *, drafts: int | None = 0, prefix_cache: bool = False
+    ) -> None:
         self.engine = Engine(
             model,
             None,
@@ -90,7 +93,7 @@ class FreshPrompts:
 def contestants(
     config: FlashConfig, dtype: torch.dtype, *, compare: bool
 ) -> tuple[FlashModel, dict[str, Continue]]:
-    """Our model, and who takes turns, with the same random weights.
+    """Our model as it was read, and who takes turns, with the same random weights.
 
     Raises:
         ValueError: they do not continue a prompt alike in float32; then they are not the same
@@ -99,7 +102,7 @@ def contestants(
     with tempfile.TemporaryDirectory() as directory:
         FlashModel(config, seed=0).save_pretrained(directory, format="transformers5")
         model = FlashModel.from_pretrained(directory, dtype=dtype).eval()
-        forms: dict[str, Continue] = {"longcat": Ours(model)}
+        forms: dict[str, Continue] = {"longcat": Ours(as_served(model))}
         if compare:
             forms["transformers"] = Theirs(directory, dtype)
     if dtype == torch.float32:

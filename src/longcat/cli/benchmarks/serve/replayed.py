@@ -17,16 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longcat.flash import FlashModel
+from longcat.serve import PagedModel
 
 DIGIT = 128  # exact in bfloat16
 LOUD = 1e4
 
 
 class Replayed:
-    """A `longcat.serve.Model` that computes `model` and says what was laid down."""
+    """A `longcat.serve.PagedModel` that computes `model` and says what was laid down."""
 
-    def __init__(self, model: FlashModel, acceptance: float, seed: int = 0) -> None:
+    def __init__(self, model: PagedModel, acceptance: float, seed: int = 0) -> None:
         self._model = model
         generator = torch.Generator().manual_seed(seed)
         vocab = model.vocab_size

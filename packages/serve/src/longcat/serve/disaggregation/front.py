@@ -8,7 +8,7 @@ from longcat.serve.disaggregation.decode import DecodeNode
 from longcat.serve.disaggregation.messages import Message
 from longcat.serve.disaggregation.transport import Broken
 from longcat.serve.engine import Engine
-from longcat.serve.protocol import Model
+from longcat.serve.protocol import PagedModel
 from longcat.serve.request import Delta, Request
 from longcat.serve.sampling import fresh_seed
 
@@ -52,7 +52,7 @@ class Disaggregated:
         self._retries = retries
 
     @property
-    def model(self) -> Model:
+    def model(self) -> PagedModel:
         """What decodes."""
         return self._engine.model
 

@@ -1,0 +1,126 @@
+"""Multi-head Latent Attention of one pass: `longcat.attention.MLA` with its norm and its residual.
+
+Shapes: T tokens, D width, H heads, C latent, R rope, B sequences of a group, W tokens of each,
+S latents they may look at.
+"""
+
+import torch
+from torch import Tensor
+
+from longcat.attention import MLA, Group, RaggedCache
+from longcat.flash.packed.maps import Norm, joined
+from longcat.kernels import RMSNorm
+from longcat.kernels.linear import eager as linear
+from longcat.kernels.mla_prefill import eager as prefill
+
+FEW = 2**19  # multiply-adds; below, float32 products are done before bfloat16 ones have begun
+
+
+class Rotation:
+    """RoPE's angles of all positions of one model; a pass looks its own up once."""
+
+    def __init__(self, mla: MLA, wide: torch.dtype) -> None:
+        self._frequencies = mla.frequencies(torch.device("cpu")).to(wide)
+        self._factor = mla.rope_factor
+
+    def at(self, positions: Tensor) -> "Places":
+        """What depends on positions [T] alone."""
+        angles = positions.unsqueeze(1) * self._frequencies
+        cos, sin = angles.cos() * self._factor, angles.sin() * self._factor
+        return Places(torch.stack([cos, cos], 1), torch.stack([-sin, sin], 1))
+
+
+class Places:
+    """Where the tokens of one pass stand, for all its attentions: cos and sin [T,2,R/2]."""
+
+    def __init__(self, cos: Tensor, sin: Tensor) -> None:
+        self._cos, self._sin = cos.unsqueeze(1), sin.unsqueeze(1)
+        self._unseen: dict[int, Tensor] = {}
+
+    def turned(self, x: Tensor) -> Tensor:
+        """x [T,H,R], pairs side by side, rotated and then half by half -> [T,H,R]."""
+        halves = x.unflatten(-1, (-1, 2)).mT
+        y = torch.addcmul(halves * self._cos, halves.flip(2), self._sin)
+        return y.flatten(2).to(x.dtype)
+
+    def unseen(self, group: Group, width: int, heads: int, dtype: torch.dtype) -> Tensor:
+        """What is added to a group's scores [B,W*H,S]: minus infinity where nothing may be seen."""
+        known = self._unseen.get(group.tokens.start)
+        if known is None:
+            seen = group.mask
+            if seen is None:
+                seen = prefill.causal_mask(width, group.latents.shape[1], self._cos.device)[None]
+            known = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, -torch.inf)
+            known = self._unseen[group.tokens.start] = known.repeat_interleave(heads, dim=1)
+        return known
+
+
+class PackedAttention:
+    """x + MLA(norm(x)), for the tokens of many sequences in one row."""
+
+    def __init__(self, mla: MLA, norm: RMSNorm) -> None:
+        c = self._config = mla.config
+        self._norm = Norm(norm)
+        self._compress = joined(mla.q_a_proj, mla.kv_a_proj_with_mqa)
+        self._compressed = [c.q_lora_rank, c.kv_lora_rank, c.qk_rope_head_dim]
+        self._q_norm = Norm(mla.q_a_layernorm)
+        self._kv_norm = Norm(mla.kv_a_layernorm, c.alpha_kv)
+        self._q = joined(mla.q_b_proj)
+        self._out = joined(mla.o_proj)
+        # As it is: the absorbed form reads it head by head.
+        self._kv = mla.kv_b_proj.weight.detach()
+        by_head = self._kv.view(c.num_heads, -1, c.kv_lora_rank)
+        self._w_uk = by_head[:, : c.qk_nope_head_dim]  # [H,dn,C]
+        self._w_uv = by_head[:, c.qk_nope_head_dim :].mT  # [H,C,dv]
+        self._scale = c.softmax_scale * c.alpha_q
+
+    def __call__(self, x: Tensor, places: Places, cache: RaggedCache) -> Tensor:
+        """x [T,D] -> [T,D]; the new latents are written to the cache first."""
+        c = self._config
+        q_a, kv_a, k_rope = self._compress(self._norm(x)).split(self._compressed, dim=-1)
+        q = self._q(self._q_norm(q_a)).view(-1, c.num_heads, c.qk_head_dim)
+        q_nope, q_rope = q.split([c.qk_nope_head_dim, c.qk_rope_head_dim], dim=-1)
+        turned = places.turned(torch.cat([q_rope, k_rope.unsqueeze(1)], dim=1))
+        q_rope, k_rope = turned[:, :-1], turned[:, -1]
+        cache.write(self._kv_norm(kv_a)[None], k_rope[None])
+        groups = cache.groups()
+        found = [
+            self._attended(q_nope[group.tokens], q_rope[group.tokens], group, places)
+            for group in groups
+        ]
+        return self._out.added_to(x, found[0] if len(found) == 1 else torch.cat(found))
+
+    def _attended(self, q_nope: Tensor, q_rope: Tensor, group: Group, places: Places) -> Tensor:
+        """What a group's tokens [B*W,H,..] find -> [B*W,H*dv]."""
+        batch, keys = group.latents.shape[:2]
+        if self._config.absorbed_is_cheaper(len(q_nope) // batch, keys):
+            return self._absorbed(q_nope, q_rope, group, places)
+        return self._expanded(q_nope, q_rope, group)
+
+    def _absorbed(self, q_nope: Tensor, q_rope: Tensor, group: Group, places: Places) -> Tensor:
+        c, latents, dtype = self._config, group.latents, q_nope.dtype
+        q = torch.bmm(q_nope.transpose(0, 1), self._w_uk).transpose(0, 1)
+        q = torch.cat([q, q_rope], dim=-1).view(len(latents), -1, c.cache_numbers)
+        if dtype == torch.bfloat16 and q.numel() * latents.shape[1] < FEW:
+            q, latents = q.float(), latents.float()
+        width = q.shape[1] // c.num_heads
+        unseen = places.unseen(group, width, c.num_heads, q.dtype)
+        scores = torch.baddbmm(unseen, q, latents.mT, alpha=self._scale)
+        found = torch.bmm(scores.softmax(dim=-1), latents[..., : c.kv_lora_rank]).to(dtype)
+        found = found.view(-1, c.num_heads, c.kv_lora_rank).transpose(0, 1)
+        return torch.bmm(found, self._w_uv).transpose(0, 1).flatten(1)
+
+    def _expanded(self, q_nope: Tensor, q_rope: Tensor, group: Group) -> Tensor:
+        c, (batch, keys) = self._config, group.latents.shape[:2]
+        kv = linear.linear(group.latent, self._kv).view(batch, keys, c.num_heads, -1)
+        k_nope, v = kv.split([c.qk_nope_head_dim, c.v_head_dim], dim=-1)
+        k_rope = group.k_rope.unsqueeze(2).expand(-1, -1, c.num_heads, -1)
+        k = _head_by_head(k_nope, k_rope)
+        q = _head_by_head(q_nope.unflatten(0, (batch, -1)), q_rope.unflatten(0, (batch, -1)))
+        found = prefill.mla_prefill(q, k, v, self._scale, group.mask)
+        return found.flatten(0, 1).flatten(1)
+
+
+def _head_by_head(nope: Tensor, rope: Tensor) -> Tensor:
+    """[B,T,H,dn] and [B,T,H,R] -> [B,T,H,dn+R], laid out as attention wants it."""
+    return torch.cat([nope.transpose(1, 2), rope.transpose(1, 2)], dim=-1).transpose(1, 2)
