@@ -70,7 +70,7 @@ def experts(
     operands = (x_sorted, gate_up, down, offsets, rows)
     half = x_sorted.dtype in (torch.bfloat16, torch.float16)
     fits = half and autocast_dtype(x_sorted) is None
-    match choose("experts", x_sorted, gate_up, down, has_kernel=fits, inference_only=True):
+    match choose("experts", x_sorted, gate_up, down, has_kernel=fits, on_request=True):
         case "numpy":
             result: Tensor = through_numpy(reference.experts, *operands, like=x_sorted)
             return result

@@ -12,12 +12,15 @@ SwiGLU is computed where the first product's sums lie, in registers.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+from longcat.kernels.experts import triton_gradient
 from longcat.kernels.experts.tiles import (
     LARGE,
     PROGRAMS_PER_PROCESSOR,
@@ -29,6 +32,7 @@ from longcat.kernels.linear.tiles import Tile
 from longcat.kernels.linear.triton_kernel import NARROWEST
 from longcat.kernels.operands import check_rows
 from longcat.kernels.proof.configuration import Configuration
+from longcat.kernels.scatter_add.triton_kernel import scatter_add
 
 
 @triton.jit
@@ -131,12 +135,29 @@ def _grouped(
 def experts(
     x: Tensor, gate_up: Tensor, down: Tensor, offsets: Tensor, rows: Tensor | None
 ) -> Tensor:
-    """down_e swiglu(gate_up_e x) for each expert's rows, see reference.py; no gradients.
+    """down_e swiglu(gate_up_e x) for each expert's rows, see reference.py.
 
     x [S, D] (or [T, D] with rows [S]), gate_up [N, 2F, D], down [N, D, F], offsets [N] -> [S, D].
     """
-    slots = x.shape[0] if rows is None else rows.shape[0]
-    return with_tile(x, gate_up, down, offsets, rows, choose_tile(slots, len(gate_up)))
+    y: Tensor = _Experts.apply(x, gate_up, down, offsets, rows)
+    return y
+
+
+class _Experts(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, gate_up: Tensor, down: Tensor, offsets: Tensor, rows: Tensor | None
+    ) -> Tensor:
+        slots = x.shape[0] if rows is None else rows.shape[0]
+        ctx.save_for_backward(x, gate_up, down, offsets, rows)
+        return with_tile(x, gate_up, down, offsets, rows, choose_tile(slots, len(gate_up)))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        x, gate_up, down, offsets, rows = ctx.saved_tensors
+        made = gradients(x, gate_up, down, offsets, rows, grad.contiguous())
+        return *made, None, None
 
 
 def with_tile(
@@ -154,16 +175,53 @@ def with_tile(
     if not y.numel() or not n_experts:
         return y
     hidden = torch.empty(slots, inner, dtype=x.dtype, device=x.device)
-    n_blocks = most_blocks(slots, n_experts, tile)
-    work = torch.empty(n_blocks, 3, dtype=torch.int32, device=x.device)
     with torch.cuda.device_of(x):
-        _list_work[(n_experts + 1,)](
-            offsets, work, n_experts, n_blocks,
-            BLOCK_T=tile.tokens, ALL=triton.next_power_of_2(n_experts + 1),
-        )  # fmt: skip
+        work = _work(offsets, slots, tile)
         _multiply(x, rows, gate_up, work, hidden, tile, gated=True)
         _multiply(hidden, None, down, work, y, tile, gated=False)
     return y
+
+
+def gradients(
+    x: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    offsets: Tensor,
+    rows: Tensor | None,
+    grad: Tensor,
+    tile: Tile = LARGE,
+    turned: Tile = triton_gradient.TURNED,
+    weight: Tile = triton_gradient.WEIGHT,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of x, gate_up and down from that of y [S, D]; rows of no expert get zeros."""
+    n_experts, width, inner = down.shape
+    slots = len(grad)
+    if not grad.numel() or not n_experts:
+        return torch.zeros_like(x), torch.zeros_like(gate_up), torch.zeros_like(down)
+    both = torch.empty(slots, 2 * inner, dtype=x.dtype, device=x.device)
+    of_hidden = torch.empty(slots, inner, dtype=x.dtype, device=x.device)
+    of_rows = torch.zeros(slots, width, dtype=x.dtype, device=x.device)
+    with torch.cuda.device_of(x):
+        _multiply(x, rows, gate_up, _work(offsets, slots, tile), both, tile, gated=False)
+        work = _work(offsets, slots, turned)
+        triton_gradient.turned(grad, down, work, of_hidden, turned, _programs(x))
+        hidden, of_both = triton_gradient.through_swiglu(both, of_hidden)
+        triton_gradient.turned(of_both, gate_up, work, of_rows, turned, _programs(x))
+        of_down = triton_gradient.of_weight(grad, hidden, None, offsets, down, weight)
+        of_gate_up = triton_gradient.of_weight(of_both, x, rows, offsets, gate_up, weight)
+    of_x = of_rows if rows is None else scatter_add(of_rows, rows, len(x))
+    return of_x, of_gate_up, of_down
+
+
+def _work(offsets: Tensor, slots: int, tile: Tile) -> Tensor:
+    """The work list: (expert, first row, end) of each block of rows, [blocks, 3]."""
+    n_experts, n_blocks = len(offsets), most_blocks(slots, len(offsets), tile)
+    work = torch.empty(n_blocks, 3, dtype=torch.int32, device=offsets.device)
+    _list_work[(n_experts + 1,)](
+        offsets, work, n_experts, n_blocks,
+        BLOCK_T=tile.tokens, ALL=triton.next_power_of_2(n_experts + 1),
+    )  # fmt: skip
+    return work
 
 
 def _multiply(
@@ -213,3 +271,4 @@ def configurations() -> Iterator[Configuration]:
         constants={"BLOCK_T": ROWS[1][1].tokens, "ALL": 1024},
         forbids=("ATOM", "RED."),
     )
+    yield from triton_gradient.configurations()
