@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from longcat.cli.generate import summary
+from longcat.cli.generate import open_model, summary
 from longcat.cli.main import main
-from longcat.cli.models import find_model, newest_run, shipped_nano
+from longcat.cli.models import FoundModel, find_model, newest_run, shipped_nano
 from longcat.cli.stream import TokenPrinter
 from longcat.cli.ui.theme import THEME
+from longcat.flash.int8 import Int8Linear
 
 PROMPT = "def main("
 
@@ -88,7 +89,8 @@ def test_a_prompt_from_standard_input_is_taken_byte_for_byte_but_its_last_newlin
         (["--temperature", "-1"], "temperature must be 0 (greedy) or a positive number"),
         (["--top-p", "0"], "top_p must be in (0, 1]"),
         (["--seed", "-5"], "seed must be in 0 .. 2**64-1"),
-        (["--dtype", "int8"], "unknown dtype 'int8'"),
+        (["--dtype", "int9"], "unknown dtype 'int9'"),
+        (["--dtype", "int8", "--device", "meta"], "--dtype int8 is for a CPU"),
         (["--device", "abacus"], "--device abacus cannot be used here"),
         (["--model", "nowhere"], "no model 'nowhere'"),
         (["--model", "bench"], "train it with `longcat train --preset bench`"),
@@ -105,6 +107,16 @@ def test_a_request_that_cannot_be_met_is_one_sentence_and_exit_code_2(
     assert shown.out == ""
     assert sentence in shown.err
     assert shown.err.count("\n") == 1
+
+
+def test_weights_of_8_bits_continue_a_prompt(
+    tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, _ = open_model(FoundModel(directory=tiny_checkpoint), "int8", "cpu")
+    assert any(isinstance(module, Int8Linear) for module in model.modules())
+    argv = ["--dtype", "int8", "--max-tokens", "5", "--prompt", PROMPT, "--json"]
+    assert main(["generate", "--model", str(tiny_checkpoint), *argv]) == 0
+    assert json.loads(capsys.readouterr().out)["tokens"] == 5
 
 
 def break_tokenizer(directory: Path) -> str:

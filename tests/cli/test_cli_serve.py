@@ -260,23 +260,3 @@ def test_it_says_what_it_serves_and_how_to_try_it(
     assert '"prompt": "def read("' in told
     assert main([*serve, str(tiny_checkpoint), "--no-speculative"]) == 0
     assert "speculation off, as asked" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("options", "told"),
-    [
-        (["--model", "no-such"], "no model 'no-such'"),
-        (["--model", "nano", "--dtype", "float3"], "unknown dtype"),
-        (["--model", "nano", "--no-speculative", "--drafts", "2"], "contradicts"),
-        (["--model", "nano", "--drafts", "4"], "--drafts"),
-        (["--model", "nano", "--host", "256.1.1.1"], "cannot listen on 256.1.1.1"),
-        (["--model", "nano", "--drain", "-1"], "drain_seconds"),
-        (["--model", "nano", "--api-key", ""], "api_keys"),
-        (["--model", "nano", "--port", "70000"], "--port"),
-    ],
-)
-def test_bad_usage_is_told_in_a_sentence_with_code_2(
-    options: list[str], told: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["serve", *options]) == 2
-    assert told in capsys.readouterr().err

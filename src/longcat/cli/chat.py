@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from longcat.cli.models import MODEL_DEFAULT, MODEL_HELP
+from longcat.cli.models import DTYPE_HELP, MODEL_DEFAULT, MODEL_HELP
 
 if TYPE_CHECKING:
     from longcat.cli.talk.local import LocalPartner
@@ -53,7 +53,7 @@ def command(
     colour: Annotated[
         bool, typer.Option("--colour", help="Show what became of the drafts.")
     ] = False,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
+    dtype: Annotated[str, typer.Option(help=DTYPE_HELP)] = "float32",
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, ...", show_default="cuda if there is one")
     ] = None,

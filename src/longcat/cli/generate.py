@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from longcat.cli.models import (
+    DTYPE_HELP,
     MODEL_DEFAULT,
     MODEL_HELP,
     FoundModel,
     find_model,
-    torch_dtype,
+    weights,
 )
 from longcat.cli.stream import TokenPrinter
 
@@ -76,7 +77,7 @@ def command(
         Backend | None,
         typer.Option(help="Which form of every operation.", show_default="by device"),
     ] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
+    dtype: Annotated[str, typer.Option(help=DTYPE_HELP)] = "float32",
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, ...", show_default="cuda if there is one")
     ] = None,
@@ -134,6 +135,7 @@ def open_model(found: FoundModel, dtype: str, device: str | None) -> "tuple[Flas
     import torch
 
     from longcat.flash import FlashModel, count_parameters
+    from longcat.flash.int8 import to_int8
     from longcat.flash.tokenizer import Tokenizer
 
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -142,8 +144,13 @@ def open_model(found: FoundModel, dtype: str, device: str | None) -> "tuple[Flas
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"--device {where} cannot be used here: {reason}") from None
+    computed_in, in_8_bits = weights(dtype)
+    if in_8_bits and place.type != "cpu":
+        raise ValueError(f"--dtype int8 is for a CPU; on {where} take bfloat16")
     tokenizer = Tokenizer.load(found.directory)
-    model = FlashModel.from_pretrained(found.directory, dtype=torch_dtype(dtype))
+    model = FlashModel.from_pretrained(found.directory, dtype=computed_in)
+    if in_8_bits:
+        to_int8(model)
     small = count_parameters(model.config).total_parameters < SMALL_MODEL
     if place.type == "cpu" and small and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)

@@ -99,6 +99,16 @@ MODEL_HELP = "A checkpoint directory, or nano." if _SHIPPED else "A checkpoint d
 MODEL_DEFAULT = "newest run, else shipped nano" if _SHIPPED else "the newest run"
 
 
+DTYPE_HELP = "float32, bfloat16, float16, float64, or int8: weights alone, on a CPU."
+
+
+def weights(name: str) -> "tuple[torch.dtype, bool]":
+    """What to compute in, and whether weights are kept in 8 bits: int8 computes in bfloat16."""
+    import torch
+
+    return (torch.bfloat16, True) if name == "int8" else (torch_dtype(name), False)
+
+
 def torch_dtype(name: str) -> "torch.dtype":
     """float32 or f32, bfloat16 or bf16, float16 or f16, float64 or f64 -> torch's dtype."""
     import torch

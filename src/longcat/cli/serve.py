@@ -4,158 +4,46 @@ import json
 import logging
 import socket
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from longcat.cli.models import MODEL_DEFAULT, MODEL_HELP, FoundModel, find_model
+from longcat.cli import serve_options as opt
+from longcat.cli.models import FoundModel, find_model
 
 if TYPE_CHECKING:
     from longcat.serve import EngineConfig
     from longcat.serve.server import ServerConfig, Service
 
-KEY_VARIABLE = "LONGCAT_API_KEY"
-_LIMITS, _ENGINE, _WHO = "Limits", "Engine", "Who may ask"
-
 
 def command(
-    model: Annotated[str | None, typer.Option(help=MODEL_HELP, show_default=MODEL_DEFAULT)] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")
-    ] = 8000,
-    name: Annotated[
-        str | None,
-        typer.Option(help="How requests name the model.", show_default="its directory's name"),
-    ] = None,
-    api_key: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A key that requests must present; may be given several times.",
-            envvar=KEY_VARIABLE,
-            show_default="everybody may ask",
-            rich_help_panel=_WHO,
-        ),
-    ] = None,
-    cors_origin: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="An origin whose pages may ask from a browser; * for all.",
-            show_default="none",
-            rich_help_panel=_WHO,
-        ),
-    ] = None,
-    max_queue: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            help="Sequences that may wait beyond those computed; more get a 429.",
-            rich_help_panel=_LIMITS,
-        ),
-    ] = 256,
-    max_body: Annotated[
-        int, typer.Option(min=1, help="Largest body in bytes.", rich_help_panel=_LIMITS)
-    ] = 4 * 2**20,
-    max_prompt: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Longest prompt in tokens.",
-            show_default="what the model takes",
-            rich_help_panel=_LIMITS,
-        ),
-    ] = None,
-    max_tokens: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Most tokens that one sequence may ask for.",
-            show_default="what the model takes",
-            rich_help_panel=_LIMITS,
-        ),
-    ] = None,
-    max_choices: Annotated[
-        int, typer.Option(min=1, help="Most sequences in a request.", rich_help_panel=_LIMITS)
-    ] = 128,
-    timeout: Annotated[
-        float, typer.Option(help="Seconds for one request; 0: no limit.", rich_help_panel=_LIMITS)
-    ] = 600.0,
-    drain: Annotated[
-        float,
-        typer.Option(
-            help="Seconds that requests get to finish when the server is stopped.",
-            rich_help_panel=_LIMITS,
-        ),
-    ] = 30.0,
-    max_running: Annotated[
-        int, typer.Option(min=1, help="Sequences computed together.", rich_help_panel=_ENGINE)
-    ] = 32,
-    pages: Annotated[
-        int, typer.Option(min=1, help="Pages of the latent cache.", rich_help_panel=_ENGINE)
-    ] = 4096,
-    page_size: Annotated[
-        int, typer.Option(min=1, help="Tokens per page.", rich_help_panel=_ENGINE)
-    ] = 16,
-    token_budget: Annotated[
-        int, typer.Option(min=1, help="Most tokens fed in one pass.", rich_help_panel=_ENGINE)
-    ] = 512,
-    steps: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            help="Passes between two looks at the results; text comes in larger pieces.",
-            rich_help_panel=_ENGINE,
-        ),
-    ] = 1,
-    overlap: Annotated[
-        bool | None,
-        typer.Option(
-            "--overlap/--no-overlap",
-            help="Launch the next passes before the results of the last are read.",
-            show_default="on a GPU",
-            rich_help_panel=_ENGINE,
-        ),
-    ] = None,
-    graphs: Annotated[
-        bool | None,
-        typer.Option(
-            "--graphs/--no-graphs",
-            help="Capture steps as CUDA graphs; a CPU has none.",
-            show_default="on a GPU, in bfloat16",
-            rich_help_panel=_ENGINE,
-        ),
-    ] = None,
-    prefix_cache: Annotated[
-        bool,
-        typer.Option(
-            "--prefix-cache/--no-prefix-cache",
-            help="Keep latents for prompts that begin alike.",
-            rich_help_panel=_ENGINE,
-        ),
-    ] = True,
-    speculative: Annotated[
-        bool,
-        typer.Option(
-            "--speculative/--no-speculative",
-            help="Draft with the MTP head, if there is one; the text is the same.",
-            rich_help_panel=_ENGINE,
-        ),
-    ] = True,
-    drafts: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            max=3,
-            help="Drafts per step.",
-            show_default="chosen while running",
-            rich_help_panel=_ENGINE,
-        ),
-    ] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, ...", show_default="cuda if there is one")
-    ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No line per request.")] = False,
+    model: opt.Model = None,
+    host: opt.Host = "127.0.0.1",
+    port: opt.Port = 8000,
+    name: opt.Name = None,
+    api_key: opt.ApiKey = None,
+    cors_origin: opt.CorsOrigin = None,
+    max_queue: opt.MaxQueue = 256,
+    max_body: opt.MaxBody = 4 * 2**20,
+    max_prompt: opt.MaxPrompt = None,
+    max_tokens: opt.MaxTokens = None,
+    max_choices: opt.MaxChoices = 128,
+    timeout: opt.Timeout = 600.0,
+    drain: opt.Drain = 30.0,
+    max_running: opt.MaxRunning = 32,
+    pages: opt.NumPages = 4096,
+    page_size: opt.PageSize = 16,
+    token_budget: opt.TokenBudget = 512,
+    steps: opt.Steps = 1,
+    overlap: opt.Overlap = None,
+    graphs: opt.Graphs = None,
+    prefix_cache: opt.PrefixCache = True,
+    speculative: opt.Speculative = True,
+    drafts: opt.NumDrafts = None,
+    exact: opt.Exact = False,
+    dtype: opt.Dtype = "float32",
+    device: opt.Device = None,
+    quiet: opt.Quiet = False,
 ) -> None:
     """Serve a checkpoint behind the OpenAI API: completions, chat, tools, streams.
 
@@ -166,11 +54,16 @@ def command(
 
     With a key: LONGCAT_API_KEY=secret longcat serve --model nano --host 0.0.0.0
     """
+    import torch
+
+    from longcat.cli.models import weights
     from longcat.serve import EngineConfig
     from longcat.serve.server import ServerConfig, listen, run
 
     if not speculative and drafts is not None:
         raise typer.BadParameter(f"--no-speculative contradicts --drafts {drafts}")
+    if exact and weights(dtype)[0] not in (torch.float32, torch.float64):
+        raise typer.BadParameter(f"--exact computes in float32 or float64, not in {dtype}")
     found = find_model(model)
     engine = EngineConfig(
         page_size=page_size,
@@ -180,6 +73,7 @@ def command(
         steps_per_schedule=steps,
         overlap=overlap,
         graphs=graphs,
+        exact=exact,
         prefix_cache=prefix_cache,
         num_drafts=drafts if speculative else 0,
     )
@@ -219,14 +113,14 @@ def _service(
     device: str | None,
     engine: "EngineConfig",
 ) -> "Service":
-    from longcat.cli.models import torch_dtype
+    from longcat.cli.models import weights
     from longcat.cli.serving import ServedTokenizer, build_engine
     from longcat.flash.checkpoint import open_checkpoint
     from longcat.flash.llm import constraint_factory
     from longcat.flash.tokenizer import Tokenizer
     from longcat.serve.server import EngineProcess, Gate, Metrics, Service
 
-    torch_dtype(dtype)  # refused here rather than in the engine's process
+    weights(dtype)  # refused here rather than in the engine's process
     tokenizer = Tokenizer.load(found.directory)
     with open_checkpoint(found.directory) as checkpoint:  # says early what is wrong with it
         config = checkpoint.config

@@ -1,5 +1,7 @@
 """What an engine cannot honour is refused before anything is computed, by the name of the field."""
 
+import torch
+
 from longcat.serve.config import EngineConfig
 from longcat.serve.protocol import PagedModel
 from longcat.serve.request import Request
@@ -30,3 +32,13 @@ def check_request(
         raise ValueError("stop needs an engine with a tokenizer")
     if params.constraint is not None and params.min_tokens:
         raise ValueError("min_tokens contradicts constraint, which decides where text ends")
+
+
+def check_dtype(config: EngineConfig, dtype: torch.dtype) -> None:
+    """Raise ValueError where an exact engine is asked of a model in another type."""
+    if config.exact and dtype not in (torch.float32, torch.float64):
+        name = str(dtype).removeprefix("torch.")
+        raise ValueError(
+            f"EngineConfig: exact computes in float32 or float64, but the model is in {name}; "
+            "load it in float32"
+        )

@@ -24,6 +24,8 @@ class EngineConfig:
                         schedule is read before the next all the same
     graphs              capture steps as CUDA graphs, one for each shape, and replay them; None: on
                         a GPU, where the weights are bfloat16. A CPU has none
+    exact               compute in `longcat.kernels.exact()`: the same bits whatever the batch, the
+                        chunks and the drafts
 
     Raises ValueError for a value outside its range.
     """
@@ -37,6 +39,7 @@ class EngineConfig:
     steps_per_schedule: int = 1
     overlap: bool | None = None
     graphs: bool | None = None
+    exact: bool = False
 
     def __post_init__(self) -> None:
         for name in ("page_size", "num_pages", "max_running", "token_budget", "steps_per_schedule"):

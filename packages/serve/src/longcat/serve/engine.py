@@ -11,9 +11,11 @@ One `step`: the scheduler chooses (`longcat.serve.scheduler`), passes are launch
 computes one while the host looks at the other.
 """
 
+from contextlib import nullcontext
 from time import perf_counter
 
-from longcat.serve.admission import check_request
+from longcat.kernels import exact
+from longcat.serve.admission import check_dtype, check_request
 from longcat.serve.config import EngineConfig, EngineStats
 from longcat.serve.constraint import ConstraintFactory
 from longcat.serve.drafting import DraftPolicy
@@ -49,6 +51,7 @@ class Engine:
         constraints: ConstraintFactory | None = None,
     ) -> None:
         self.config = config or EngineConfig()
+        check_dtype(self.config, model.latent_layout.dtype)
         self._model = model
         self._constraints = constraints
         self._table = None if tokenizer is None else tokenizer.token_bytes()
@@ -145,7 +148,8 @@ class Engine:
         """
         drafts = self._policy.choose(len(self._scheduler.running))
         deltas = self._land() if self._must_read(drafts) else []
-        launched = self._launch(drafts)
+        with exact() if self.config.exact else nullcontext():
+            launched = self._launch(drafts)
         deltas += self._land()
         self._flight = launched
         if not self.overlaps:

@@ -139,12 +139,16 @@ class Scheduler:
             if taken is not None:
                 sequence.pages += taken
                 return True
-            youngest = self.running.pop()
-            youngest.let_go(self._pages)
-            self.waiting.appendleft(youngest)
-            self.preemptions += 1
-            if youngest is sequence:
+            if self.preempt() is sequence:
                 return False
+
+    def preempt(self) -> Sequence:
+        """Take back the pages of the sequence that came last; it waits, to be computed again."""
+        youngest = self.running.pop()
+        youngest.let_go(self._pages)
+        self.waiting.appendleft(youngest)
+        self.preemptions += 1
+        return youngest
 
     def drop(self, sequence: Sequence) -> None:
         """Forget a sequence, and have its pages back."""
