@@ -85,6 +85,7 @@ bench: $(DEV)  ## measure kernels, training and serving on the CPU, the last two
 bench-gpu: $(RUN)  ## the same on a CUDA device
 	@$(BIN)/longcat bench kernels --device cuda
 	@$(BIN)/longcat bench kernels --device cuda --decoding
+	@$(BIN)/longcat bench kernels --device cuda --training
 
 clean:  ## remove what was built and cached; keeps .venv/ and your runs/
 	@rm -rf site dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

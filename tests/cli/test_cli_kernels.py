@@ -1,4 +1,4 @@
-"""Claims about `longcat demo kernels` and `longcat bench kernels --decoding`."""
+"""Claims about `longcat demo kernels` and `longcat bench kernels --decoding` and `--training`."""
 
 import importlib.util
 import json
@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from longcat.cli import demo, main
-from longcat.cli.benchmarks import decoding
+from longcat.cli.benchmarks import decoding, graphs
 from longcat.cli.demos.kernels import KernelsDemo, interpreter_runs
 
 with_triton = pytest.mark.skipif(
@@ -45,34 +45,49 @@ def test_useful_rows_are_counted_over_all_experts_that_were_chosen() -> None:
     assert walk.summary()["experts_chosen"] == busy
 
 
+TABLES = {
+    "decoding": {"linear", "experts", "paged_mla", "add_rmsnorm", "fused_route"},
+    "training": {
+        "mla_prefill", "cross_entropy", "experts", "combine", "fused_route", "rope", "add_rmsnorm",
+        "hidden_z_loss", "adamw_step",
+    },
+}  # fmt: skip
+
+
 @with_triton
-def test_the_decoding_table_runs_end_to_end_at_toy_sizes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("table", TABLES)
+def test_the_table_runs_end_to_end_at_toy_sizes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], table: str
 ) -> None:
     assert os.environ.get("TRITON_INTERPRET") == "1"
     assert importlib.util.find_spec("triton")
     out = ["--out", str(tmp_path), "--json"]
-    assert main.main(["bench", "kernels", "--decoding", *out]) == 0
+    assert main.main(["bench", "kernels", f"--{table}", *out]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert document == json.loads((tmp_path / "decoding-cpu.json").read_text())
+    assert document == json.loads((tmp_path / f"{table}-cpu.json").read_text())
     ops = {row["op"].split()[0] for row in document["rows"]}
-    assert ops == {"linear", "experts", "paged_mla", "add_rmsnorm", "fused_route"}
+    assert ops == TABLES[table]
     # No time was measured, so none is stated.
     assert all(set(row) == {"form", "op", "shape", "difference"} for row in document["rows"])
     assert document["times"].startswith("none:")
 
 
+def test_one_table_at_a_time_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["bench", "kernels", "--decoding", "--training"]) == 2
+    assert "two tables" in capsys.readouterr().err
+
+
 @with_triton
 def test_a_kernel_that_differs_from_torch_ends_the_bench(monkeypatch: pytest.MonkeyPatch) -> None:
     case = next(iter(decoding.cases("cpu", toy=True)))
-    decoding.compared(case)
-    wrong = decoding.Case(**{**vars(case), "ours": lambda i: 2 * case.theirs(i)})
+    graphs.compared(case)
+    wrong = graphs.Case(**{**vars(case), "ours": lambda i: 2 * case.theirs(i)})
     with pytest.raises(ValueError, match=r"bench: linear q_a at .* differs from torch by"):
-        decoding.compared(wrong)
+        graphs.compared(wrong)
 
 
 def test_weights_are_copied_until_no_cache_holds_them() -> None:
-    make = decoding._Maker("cpu", toy=False)
+    make = graphs.Maker("cpu", toy=False)
     small = make.copies(2 * 576 * 6144)
-    assert small * 2 * 576 * 6144 >= 3 * decoding.CACHE_BYTES
+    assert small * 2 * 576 * 6144 >= 3 * graphs.CACHE_BYTES
     assert make.copies(2 * 131072 * 6144) == 1

@@ -41,9 +41,8 @@ class Size(StrEnum):
 @app.command()
 def kernels(
     device: Annotated[Device, typer.Option(help="Where to measure.")] = Device.cpu,
-    decoding: Annotated[
-        bool, typer.Option("--decoding", help="Triton at decoding shapes.")
-    ] = False,
+    decoding: Annotated[bool, typer.Option("--decoding", help="Triton, decoding.")] = False,
+    training: Annotated[bool, typer.Option("--training", help="Triton, both ways.")] = False,
     out: Out = RESULTS,
     rounds: Rounds = 15,
     as_json: AsJson = False,
@@ -59,12 +58,11 @@ def kernels(
             "bench: --device cuda needs a CUDA device, and torch sees none; use --device cpu"
         )
     out.mkdir(parents=True, exist_ok=True)  # before minutes of work, not after
-    if decoding:
-        from longcat.cli.benchmarks import decoding as measured
-
-        name, result = f"decoding-{device.value}.json", measured.document(device.value, rounds)
-        _publish(out / name, result, "{op}, {shape}", measured.COLUMNS, as_json)
-        return
+    if decoding and training:
+        raise ValueError("bench: --decoding and --training are two tables; ask for one of them")
+    if decoding or training:
+        table = "decoding" if decoding else "training"
+        return _measure_graphs(table, device.value, rounds, out, as_json)
     document = _measure_kernels(device.value, rounds)
     columns = {
         "us": ("us", "{:,.0f}"),
@@ -239,6 +237,14 @@ def _publish(
         document.publish_json(path, result)
     else:
         document.publish(path, result, case, columns)
+
+
+def _measure_graphs(table: str, device: str, rounds: int, out: Path, as_json: bool) -> None:
+    from longcat.cli.benchmarks import decoding, graphs, training
+
+    cases = {"decoding": decoding.cases, "training": training.cases}[table]
+    result = graphs.document(cases, table, device, rounds)
+    _publish(out / f"{table}-{device}.json", result, "{op}, {shape}", graphs.COLUMNS, as_json)
 
 
 def _measure_kernels(device: str, rounds: int) -> dict[str, Any]:
