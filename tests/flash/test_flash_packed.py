@@ -100,13 +100,12 @@ def _unscaled(norm: torch.nn.Module, factor: float = 1.0) -> maps.Norm:
     return maps.Norm(norm)
 
 
-def _swapped(*modules: torch.nn.Module) -> maps.Map:
+def _swapped(*modules: torch.nn.Module, order: Tensor | None = None) -> maps.Map:
     return maps.joined(*reversed(modules))
 
 
-def _adjacent(self: attention.Places, x: Tensor) -> Tensor:
-    halves = x.unflatten(-1, (2, -1))
-    return torch.addcmul(halves * self._cos, halves.flip(2), self._sin).flatten(2)
+def _side_by_side(heads: int, width: int, rope: int) -> Tensor:
+    return torch.arange(heads * width)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +113,7 @@ def _adjacent(self: attention.Places, x: Tensor) -> Tensor:
     [
         (attention, "Norm", _unscaled),
         (ffn, "joined", _swapped),
-        (attention.Places, "turned", _adjacent),
+        (attention, "_pairs_apart", _side_by_side),
         (attention.Places, "unseen", lambda *_: torch.zeros(1, 1, 1)),
         (packed_linear.PackedLinear, "added_to", lambda self, residual, rows: self(rows)),
         (maps.Int8Map, "added_to", None),  # not called here: nothing to notice

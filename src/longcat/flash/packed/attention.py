@@ -17,29 +17,38 @@ FEW = 2**19  # multiply-adds; below, float32 products are done before bfloat16 o
 
 
 class Rotation:
-    """RoPE's angles of all positions of one model; a pass looks its own up once."""
+    """RoPE's cosines and sines, computed once for every position that has been met."""
 
     def __init__(self, mla: MLA, wide: torch.dtype) -> None:
         self._frequencies = mla.frequencies(torch.device("cpu")).to(wide)
         self._factor = mla.rope_factor
+        self._table = self._computed(64)
 
     def at(self, positions: Tensor) -> "Places":
         """What depends on positions [T] alone."""
-        angles = positions.unsqueeze(1) * self._frequencies
+        behind = int(positions.max()) + 1 if len(positions) else 0
+        if behind > len(self._table):
+            self._table = self._computed(2 * behind)
+        cos, sin = self._table.index_select(0, positions).unbind(1)
+        return Places(cos, sin)
+
+    def _computed(self, count: int) -> Tensor:
+        """[positions, cos and signed sin, 1, 2, R/2]."""
+        angles = torch.arange(count).unsqueeze(1) * self._frequencies
         cos, sin = angles.cos() * self._factor, angles.sin() * self._factor
-        return Places(torch.stack([cos, cos], 1), torch.stack([-sin, sin], 1))
+        return torch.stack([cos, cos, -sin, sin], dim=1).view(count, 2, 1, 2, -1)
 
 
 class Places:
-    """Where the tokens of one pass stand, for all its attentions: cos and sin [T,2,R/2]."""
+    """Where the tokens of one pass stand, for all its attentions: cos and sin [T,1,2,R/2]."""
 
     def __init__(self, cos: Tensor, sin: Tensor) -> None:
-        self._cos, self._sin = cos.unsqueeze(1), sin.unsqueeze(1)
+        self._cos, self._sin = cos, sin
         self._unseen: dict[int, Tensor] = {}
 
     def turned(self, x: Tensor) -> Tensor:
-        """x [T,H,R], pairs side by side, rotated and then half by half -> [T,H,R]."""
-        halves = x.unflatten(-1, (-1, 2)).mT
+        """x [T,H,R], its pairs apart (`_pairs_apart`), rotated -> [T,H,R]."""
+        halves = x.unflatten(-1, (2, -1))
         y = torch.addcmul(halves * self._cos, halves.flip(2), self._sin)
         return y.flatten(2).to(x.dtype)
 
@@ -61,11 +70,13 @@ class PackedAttention:
     def __init__(self, mla: MLA, norm: RMSNorm) -> None:
         c = self._config = mla.config
         self._norm = Norm(norm)
-        self._compress = joined(mla.q_a_proj, mla.kv_a_proj_with_mqa)
+        rope = c.qk_rope_head_dim
+        apart = _pairs_apart(1, c.q_lora_rank + c.kv_lora_rank + rope, rope)
+        self._compress = joined(mla.q_a_proj, mla.kv_a_proj_with_mqa, order=apart)
         self._compressed = [c.q_lora_rank, c.kv_lora_rank, c.qk_rope_head_dim]
         self._q_norm = Norm(mla.q_a_layernorm)
         self._kv_norm = Norm(mla.kv_a_layernorm, c.alpha_kv)
-        self._q = joined(mla.q_b_proj)
+        self._q = joined(mla.q_b_proj, order=_pairs_apart(c.num_heads, c.qk_head_dim, rope))
         self._out = joined(mla.o_proj)
         # As it is: the absorbed form reads it head by head.
         self._kv = mla.kv_b_proj.weight.detach()
@@ -84,11 +95,13 @@ class PackedAttention:
         q_rope, k_rope = turned[:, :-1], turned[:, -1]
         cache.write(self._kv_norm(kv_a)[None], k_rope[None])
         groups = cache.groups()
+        if len(groups) == 1:
+            return self._out.added_to(x, self._attended(q_nope, q_rope, groups[0], places))
         found = [
             self._attended(q_nope[group.tokens], q_rope[group.tokens], group, places)
             for group in groups
         ]
-        return self._out.added_to(x, found[0] if len(found) == 1 else torch.cat(found))
+        return self._out.added_to(x, torch.cat(found))
 
     def _attended(self, q_nope: Tensor, q_rope: Tensor, group: Group, places: Places) -> Tensor:
         """What a group's tokens [B*W,H,..] find -> [B*W,H*dv]."""
@@ -119,6 +132,15 @@ class PackedAttention:
         q = _head_by_head(q_nope.unflatten(0, (batch, -1)), q_rope.unflatten(0, (batch, -1)))
         found = prefill.mla_prefill(q, k, v, self._scale, group.mask)
         return found.flatten(0, 1).flatten(1)
+
+
+def _pairs_apart(heads: int, width: int, rope: int) -> Tensor:
+    """An order [heads*width] of outputs: of each head's last `rope`, which RoPE turns in pairs, the
+    even ones and then the odd ones, as RoPE is to leave them.
+    """
+    order = torch.arange(heads * width).view(heads, width)
+    plain, pairs = order.split([width - rope, rope], dim=1)
+    return torch.cat([plain, pairs[:, 0::2], pairs[:, 1::2]], dim=1).flatten()
 
 
 def _head_by_head(nope: Tensor, rope: Tensor) -> Tensor:

@@ -3,6 +3,8 @@
 Shapes: T tokens, D width, S = T*K slots, N FFN experts, E = N+Z, K top-k.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,86 +23,111 @@ BLOCK = 32  # rows: oneDNN writes code for every number of rows that it has not 
 class PackedFFN:
     """down(silu(gate(x)) * up(x)), gate and up in one product."""
 
-    def __init__(self, gate_up: Map, down: Map) -> None:
-        self._gate_up, self._down = gate_up, down
-
-    @classmethod
-    def of(cls, ffn: DenseFFN) -> "PackedFFN":
-        """The network of a dense module."""
-        return cls(joined(ffn.gate_proj, ffn.up_proj), joined(ffn.down_proj))
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """x [T,D] -> [T,D]."""
-        return self._down(self._inner(x))
+    def __init__(self, ffn: DenseFFN) -> None:
+        self._gate_up, self._down = joined(ffn.gate_proj, ffn.up_proj), joined(ffn.down_proj)
 
     def added_to(self, residual: Tensor, x: Tensor) -> Tensor:
         """residual [T,D] plus the network of x [T,D] -> [T,D]."""
-        return self._down.added_to(residual, self._inner(x))
-
-    def in_blocks(self, x: Tensor) -> Tensor:
-        """The same of x [T,D], many rows being filled up to whole BLOCKs."""
-        missing = -len(x) % BLOCK if len(x) > BLOCK else 0
-        return self(F.pad(x, (0, 0, 0, missing)))[: len(x)] if missing else self(x)
-
-    def _inner(self, x: Tensor) -> Tensor:
-        gate, up = self._gate_up(x).chunk(2, dim=-1)
-        return F.silu(gate).mul_(up)
+        return self._down.added_to(residual, _swiglu(self._gate_up(x)))
 
 
 class PackedMixture:
     """gamma * sum over the chosen K of score * expert(u): each chosen expert runs once."""
 
     def __init__(self, moe: MoE) -> None:
-        c = self._config = moe.config.router
+        self._config = moe.config.router
         self._classifier = moe.router.classifier.weight.detach()
         self._bias = moe.router.e_score_correction_bias.detach()
-        self._experts = _experts(moe.experts)
-        self._gamma = c.routed_scaling_factor
+        self._gate_up, self._down = _experts(moe.experts)
 
     def __call__(self, u: Tensor) -> Tensor:
         """u [T,D] -> [T,D]."""
+        scores = F.linear(u.to(self._classifier.dtype), self._classifier).softmax(dim=-1)
+        chosen = _highest(scores + self._bias, self._config.top_k)
+        gates = scores.gather(-1, chosen).mul_(self._config.routed_scaling_factor)
+        mix = self._mix_one if len(u) == 1 else self._mix
+        return mix(u, chosen, gates).to(u.dtype)
+
+    def _mix_one(self, u: Tensor, chosen: Tensor, gates: Tensor) -> Tensor:
+        """One token: nothing to sort."""
+        (experts,) = chosen.tolist()
+        used = [expert for expert in experts if expert < len(self._down)]
+        hidden = [_swiglu(self._gate_up[expert](u)) for expert in used]
+        found = iter([self._down[e](h) for e, h in zip(used, hidden, strict=True)])
+        results = [next(found) if expert < len(self._down) else u for expert in experts]
+        return torch.mm(gates, torch.cat(results).to(gates.dtype))
+
+    def _mix(self, u: Tensor, chosen: Tensor, gates: Tensor) -> Tensor:
+        """Slots by expert; identity experts stand last, and return their rows as they are."""
         c = self._config
-        logits = F.linear(u.to(self._classifier.dtype), self._classifier)
-        _, chosen, gates = router.route(logits, self._bias, c.top_k, self._gamma)
-        # Slots by expert. Identity experts stand last, and return their rows as they are.
         expert, order = chosen.flatten().sort(stable=True)
-        counts = torch.bincount(expert, minlength=c.n_experts).tolist()
+        counts = torch.bincount(expert, minlength=c.n_experts)[: len(self._down)].tolist()
         rows = u.index_select(0, order.div(c.top_k, rounding_mode="floor"))
-        found, start = [], 0
-        for run, count in zip(self._experts, counts, strict=False):
-            if count:
-                found.append(run.in_blocks(rows[start : start + count]))
-                start += count
-        found.append(rows[start:])
+        spans = _spans(counts)
+        if spans:
+            hidden = _swiglu(_by_expert(self._gate_up, rows, spans))
+            ends = spans[-1][1].stop
+            rows = torch.cat([_by_expert(self._down, hidden, spans), rows[ends:]])
         place = torch.empty_like(order)
         place[order] = torch.arange(len(order))
         # An embedding bag is the sum over a token's slots, in their order, with weights.
-        y = F.embedding_bag(
-            place.view_as(chosen),
-            torch.cat(found).to(gates.dtype),
-            mode="sum",
-            per_sample_weights=gates,
+        return F.embedding_bag(
+            place.view_as(chosen), rows.to(gates.dtype), mode="sum", per_sample_weights=gates
         )
-        return y.to(u.dtype)
 
 
-def _experts(experts: Experts | Int8Experts) -> list[PackedFFN]:
-    """The N networks.
+def _swiglu(gate_up: Tensor) -> Tensor:
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate).mul_(up)
+
+
+def _highest(values: Tensor, count: int) -> Tensor:
+    """`router.highest`: the lowest place first of equals, which torch.topk leaves open."""
+    found = values.topk(min(count + 1, values.shape[-1]), dim=-1)
+    if bool((found.values[:, 1:] == found.values[:, :-1]).any()):
+        return router.highest(values, count)
+    return found.indices[:, :count]
+
+
+def _spans(counts: Sequence[int]) -> list[tuple[int, slice]]:
+    """The experts that have rows, and which."""
+    spans, start = [], 0
+    for expert, count in enumerate(counts):
+        if count:
+            spans.append((expert, slice(start, start + count)))
+            start += count
+    return spans
+
+
+def _by_expert(maps: Sequence[Map], rows: Tensor, spans: list[tuple[int, slice]]) -> Tensor:
+    """Each span of rows [S,I] through its expert's map -> [S,O].
+
+    Many rows are filled up to whole BLOCKs.
+    """
+    found = []
+    for expert, span in spans:
+        of_expert, count = rows[span], span.stop - span.start
+        if count > BLOCK and count % BLOCK:
+            of_expert = F.pad(of_expert, (0, 0, 0, -count % BLOCK))
+        found.append(maps[expert](of_expert)[:count])
+    return torch.cat(found)
+
+
+def _experts(experts: Experts | Int8Experts) -> tuple[list[Map], list[Map]]:
+    """The N maps to gate and up, and the N maps down.
 
     Raises ConfigError where several processes share them.
     """
     if isinstance(experts, Int8Experts):
-        parts = (experts.gate_up, experts.gate_up_scale, experts.down, experts.down_scale)
-        return [
-            PackedFFN(Int8Map(gate_up, of_gate_up), Int8Map(down, of_down))
-            for gate_up, of_gate_up, down, of_down in zip(*parts, strict=True)
-        ]
+        gate_up = zip(experts.gate_up, experts.gate_up_scale, strict=True)
+        down = zip(experts.down, experts.down_scale, strict=True)
+        return [Int8Map(*each) for each in gate_up], [Int8Map(*each) for each in down]
     if experts.parallel is not None:
         raise ConfigError(
             "packed: the experts must all be in this process, and it holds "
             f"{len(experts.down_proj)} of them; serve the FlashModel itself"
         )
-    return [
-        PackedFFN(PackedLinear(gate_up), PackedLinear(down))
-        for gate_up, down in zip(experts.gate_up_proj, experts.down_proj, strict=True)
-    ]
+    return (
+        [PackedLinear(weight) for weight in experts.gate_up_proj],
+        [PackedLinear(weight) for weight in experts.down_proj],
+    )

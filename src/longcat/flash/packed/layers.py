@@ -35,7 +35,7 @@ class PackedBlock:
         pairs = zip(parts.self_attn, parts.input_layernorm, strict=True)
         self._attention = [PackedAttention(mla, norm) for mla, norm in pairs]
         self._norm = [Norm(norm) for norm in parts.post_attention_layernorm]
-        self._ffn = [PackedFFN.of(ffn) for ffn in parts.mlps]
+        self._ffn = [PackedFFN(ffn) for ffn in parts.mlps]
         self._mixture = PackedMixture(block.mlp)
 
     def __call__(self, x: Tensor, places: Places, layers: Sequence[RaggedCache]) -> Tensor:
@@ -54,7 +54,7 @@ class PackedDenseLayer:
     def __init__(self, layer: Any) -> None:
         self._attention = PackedAttention(layer.self_attn, layer.input_layernorm)
         self._norm = Norm(layer.post_attention_layernorm)
-        self._ffn = PackedFFN.of(layer.transformer_layer.mlp)
+        self._ffn = PackedFFN(layer.transformer_layer.mlp)
 
     def __call__(self, x: Tensor, places: Places, layers: Sequence[RaggedCache]) -> Tensor:
         """x [T,D] -> [T,D]."""

@@ -41,19 +41,21 @@ class Int8Map:
         return residual + self(rows)
 
 
-def joined(*modules: nn.Module) -> Map:
-    """One map for modules that read the same rows, their outputs side by side [T, O1+O2+..]."""
-    bias = None if modules[0].bias is None else _stacked("bias", modules)
-    weight = _stacked("weight", modules)
+def joined(*modules: nn.Module, order: Tensor | None = None) -> Map:
+    """One map for modules that read the same rows, their outputs side by side [T, O1+O2+..], or in
+    another order [O] of these.
+    """
+
+    def stacked(name: str) -> Tensor:
+        parts: list[Tensor] = [getattr(module, name).detach() for module in modules]
+        whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return whole if order is None else whole[order]
+
+    bias = None if modules[0].bias is None else stacked("bias")
     if isinstance(modules[0], Int8Linear):
-        return Int8Map(weight, _stacked("scale", modules), bias)
+        return Int8Map(stacked("weight"), stacked("scale"), bias)
     assert all(isinstance(module, Linear) for module in modules)
-    return PackedLinear(weight, bias)
-
-
-def _stacked(name: str, modules: tuple[nn.Module, ...]) -> Tensor:
-    parts: list[Tensor] = [getattr(module, name).detach() for module in modules]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    return PackedLinear(stacked("weight"), bias)
 
 
 class Norm:

@@ -16,7 +16,7 @@ from longcat.flash.model import FlashModel
 from longcat.flash.packed.attention import Rotation
 from longcat.flash.packed.layers import PackedBlock, PackedHead
 from longcat.flash.packed.maps import Norm, joined
-from longcat.kernels.dispatch import is_unchecked, unchecked
+from longcat.kernels.dispatch import plain_forms
 
 
 class PackedModel:
@@ -78,9 +78,8 @@ class PackedModel:
 
 
 def _refuse_other_forms() -> None:
-    with unchecked():
-        if not is_unchecked():
-            raise ValueError(
-                "packed: a packed model has one form of every operation; inside exact() or "
-                "use_backend() give the engine the FlashModel itself"
-            )
+    if not plain_forms():
+        raise ValueError(
+            "packed: a packed model has one form of every operation; inside exact() or "
+            "use_backend() give the engine the FlashModel itself"
+        )

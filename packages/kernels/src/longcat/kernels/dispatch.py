@@ -81,7 +81,7 @@ def unchecked() -> Iterator[None]:
     last bits: a training step that is run again must find its own. No gradients. Inside `exact()`
     or `use_backend()` it does nothing.
     """
-    token = _unchecked.set(_requested.get() is None and not _exact.get())
+    token = _unchecked.set(plain_forms())
     try:
         yield
     finally:
@@ -91,6 +91,11 @@ def unchecked() -> Iterator[None]:
 def is_unchecked() -> bool:
     """Whether the caller is inside `unchecked()` and no other mode forbids it."""
     return _unchecked.get()
+
+
+def plain_forms() -> bool:
+    """Whether the caller is outside `exact()` and `use_backend()`, so that any form will do."""
+    return _requested.get() is None and not _exact.get()
 
 
 def or_unchecked(form: Callable[..., Any]) -> Callable[[Callable[P, T]], Callable[P, T]]:

@@ -85,15 +85,15 @@ class Layer:
         written: Callable[[Tensor, Tensor], None] | None = None,
     ) -> None:
         self._store = store
+        self._flat = store.flatten(0, 1)
         self._ragged = ragged
         self._rank = latent_rank
         self._written = written
 
     def write(self, latent: Tensor, k_rope: Tensor) -> None:
         """Store latent [1,T,C] and k_rope [1,T,R]."""
-        flat = self._store.flatten(0, 1)
         both = torch.cat([latent[0], k_rope[0].to(latent.dtype)], dim=-1)
-        flat.index_copy_(0, self._ragged.slots, both)
+        self._flat.index_copy_(0, self._ragged.slots, both)
         if self._written is not None:
             self._written(self._ragged.slots, both)
 
