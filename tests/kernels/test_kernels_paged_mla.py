@@ -57,13 +57,15 @@ def triton_kernel(interpreter, poisoned):
 
 @pytest.mark.parametrize("splits", [1, 3])
 @pytest.mark.parametrize("tile", [SWAP, PLAIN], ids=["swap", "plain"])
-@pytest.mark.parametrize("lengths", [[5], [37, 2, 70], [1, 0]])
+@pytest.mark.parametrize(
+    ("lengths", "page"), [([5], 8), ([37, 2, 70], 8), ([37, 2, 70], 32), ([1, 0], 16)]
+)
 def test_the_kernel_agrees_with_the_definition_and_writes_once(
-    triton_kernel, randn, check, lengths, tile, splits
+    triton_kernel, randn, check, lengths, page, tile, splits
 ):
     from longcat.kernels.proof.probe import probed
 
-    operands = _operands(randn, lengths, heads=9)  # 18 queries are 2 blocks of 16
+    operands = _operands(randn, lengths, heads=9, page=page)  # 18 queries are 2 blocks of 16
     with probed() as probe:
         got = triton_kernel.with_tile(*operands, tile, splits)
     assert check.norm_error(got, _want(operands)) <= 4e-3
@@ -74,6 +76,21 @@ def test_the_kernel_agrees_with_the_definition_and_writes_once(
     assert (
         attend["out_ptr"].stored == probe["_merge"]["parts_ptr"].loaded == 2 * splits * got.nbytes
     )
+
+
+def test_a_tile_within_one_page_looks_at_the_table_once_and_others_once_per_page(
+    triton_kernel, randn
+):
+    from longcat.kernels.proof.probe import probed
+
+    looked = {}
+    for page in (8, 16, 48):
+        operands = _operands(randn, [37, 5], new=1, page=page)
+        with probed() as probe:
+            triton_kernel.with_tile(*operands, SWAP, 1)
+        looked[page] = probe["_attend"]["table_ptr"].loaded // 8
+    # 37 tokens are 3 tiles of 16, 5 are one; of 8 tokens each, they are 5 pages and one.
+    assert looked == {8: 5 + 1, 16: 3 + 1, 48: 3 + 1}
 
 
 @pytest.mark.parametrize("tile", [*(t for _, t in ROWS), LARGE], ids=lambda t: f"{t.queries}")
@@ -94,6 +111,7 @@ MUTANTS = {
     "drafts that see what follows them": ("s[:, None] < seen[None, :]", "s[:, None] < length"),
     "an unscaled sum after a new maximum": ("total * shrink[None, :]", "total"),
     "the next page": ("s // page_size, mask", "(s + 1) // page_size, mask"),
+    "a page read from its start": ("page_size + first % page_size", "page_size"),
     "parts added without their mass": (
         "weight = tl.exp2(tl.load(lse_ptr + part) - top) / mass",
         "weight = 1.0 / n_splits",
@@ -103,7 +121,7 @@ MUTANTS = {
 
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_the_kernel_is_rejected_with(triton_kernel, randn, check, mutate, mutant):
-    operands = _operands(randn, [44], heads=8)
+    operands = _operands(randn, [44], heads=8, page=32 if "start" in mutant else 8)
     broken = mutate(triton_kernel, *MUTANTS[mutant])
     assert check.norm_error(triton_kernel.with_tile(*operands, SWAP, 2), _want(operands)) <= 4e-3
     wrong = broken.with_tile(*operands, SWAP, 2)

@@ -2,7 +2,7 @@
 
 A sequence's W*H queries share its latents. Up to 32 of them are the columns of wgmma, padded to 16
 or 32; 64 fill its rows. NOT YET MEASURED ON A GPU: the boundary follows from registers, since the
-plain form of 64 rows holds 64 x 512 float32 sums and needs 255 of them.
+plain form of 64 rows holds 64 x 512 float32 sums and needs nearly all of them.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ on n, like SwapAB) while they are few, its rows when there are 64.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 
 import torch
 import triton
@@ -41,6 +42,7 @@ def _attend(
     page_size,
     pages_per_row,
     SWAP: tl.constexpr,
+    WHOLE: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_S: tl.constexpr,
     C: tl.constexpr,
@@ -69,9 +71,15 @@ def _attend(
     for first in range(start, end, BLOCK_S):
         s = first + tl.arange(0, BLOCK_S)
         inside = s < end
-        page = tl.load(table_ptr + batch * pages_per_row + s // page_size, mask=inside, other=0)
-        place = (page.to(tl.int64) * page_size + s % page_size) * (C + R)
-        keys = store_ptr + place[:, None]
+        pages = table_ptr + batch * pages_per_row
+        if WHOLE:
+            # The tile lies in one page: one look at the table, and rows that follow one another.
+            page = tl.load(pages + first // page_size).to(tl.int64)
+            keys = store_ptr + (page * page_size + first % page_size) * (C + R)
+            keys += tl.arange(0, BLOCK_S)[:, None] * (C + R)
+        else:
+            page = tl.load(pages + s // page_size, mask=inside, other=0).to(tl.int64)
+            keys = store_ptr + ((page * page_size + s % page_size) * (C + R))[:, None]
         latent = tl.load(keys + c[None, :], mask=inside[:, None], other=0.0)
         k_rope = tl.load(keys + C + r[None, :], mask=inside[:, None], other=0.0)
         if SWAP:
@@ -179,7 +187,7 @@ def with_tile(
         _attend[(n_batch, triton.cdiv(n_queries, tile.queries), splits)](
             q_latent.contiguous(), q_rope.contiguous(), store, table.contiguous(), lengths,
             parts, lse, scale * LOG2_E, n_queries, n_new, n_heads, store.shape[1], table.shape[1],
-            **_constants(tile, width, q_rope.shape[-1]),
+            **_constants(tile, width, q_rope.shape[-1], store.shape[1]),
             num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
         _merge[(n_batch * n_queries, triton.cdiv(width, MERGE))](
@@ -189,9 +197,10 @@ def with_tile(
     return out
 
 
-def _constants(tile: Tile, width: int, rope: int) -> dict[str, int | bool]:
+def _constants(tile: Tile, width: int, rope: int, page_size: int) -> dict[str, int | bool]:
     return {
         "SWAP": tile.swap,
+        "WHOLE": page_size % tile.keys == 0,
         "BLOCK_Q": tile.queries,
         "BLOCK_S": tile.keys,
         "C": width,
@@ -200,18 +209,19 @@ def _constants(tile: Tile, width: int, rope: int) -> dict[str, int | bool]:
 
 
 def configurations() -> Iterator[Configuration]:
-    """Every tile at 512 + 64 numbers per token, and the merge."""
+    """Every tile at 512 + 64 numbers per token, in pages of 64 tokens and of 16; the merge."""
     types = {
         "table_ptr": "*i32", "lengths_ptr": "*i32", "lse_ptr": "*fp32", "parts_ptr": "*fp32",
         "scale": "fp32",
     }  # fmt: skip
-    for tile in (*(tile for _, tile in ROWS), LARGE):
+    for tile, page_size in product((*(tile for _, tile in ROWS), LARGE), (64, 16)):
         n = f"n{tile.queries}" if tile.swap else "plain"
         yield Configuration(
             kernel=_attend,
-            name=f"paged_mla heads {n} {tile.queries} queries x {tile.keys} keys",
+            name=f"paged_mla heads {n} {tile.queries} queries x {tile.keys} keys"
+            + ("" if page_size == 64 else f", pages of {page_size}"),
             types=types | {"out_ptr": "*fp32"},
-            constants=_constants(tile, 512, 64),
+            constants=_constants(tile, 512, 64, page_size),
             divisible=("n_queries", "n_heads", "page_size"),
             warps=tile.warps,
             stages=tile.stages,
