@@ -31,7 +31,7 @@ def tiny(kit):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(session, "model_config", lambda settings: kit.config())
         patch.setattr(session, "read_corpus", lambda data: kit.corpus())
-        patch.setattr(session, "probe", lambda prepared: speed)
+        patch.setattr(session, "probe", lambda prepared, device: speed)
         yield
 
 

@@ -90,7 +90,7 @@ def test_a_peak_changes_no_bit_and_is_in_no_snapshot(kit, tmp_path):
 def test_a_resumed_run_measures_the_peak_anew_and_says_so_on_its_card(prepared, monkeypatch):
     directory, made = prepared
     run(directory, made, Exchange(), Silent(), peak=1e10)
-    monkeypatch.setattr("longcat.train.preflight.measure_peak", lambda precision: 4e9)
+    monkeypatch.setattr("longcat.train.preflight.measure_peak", lambda precision, device: 4e9)
     session = resume_run(directory.path, {"steps": 4}, processes=2, say=lambda _: None)
     card = {row.label: row.value for row in session.card}
     assert (session.peak, card["peak"]) == (4e9, "8 G operations/s")

@@ -14,8 +14,9 @@ from longcat.train.directory import RunDirectory
 from longcat.train.errors import RunError
 from longcat.train.exchange import Exchange, available_cores
 from longcat.train.loop import Silent, begin, run
+from longcat.train.memory import check_memory
 from longcat.train.metrics import read_metrics
-from longcat.train.preflight import check_memory, choose_processes
+from longcat.train.preflight import choose_processes
 from longcat.train.prepare import prepare, reopen
 from longcat.train.workers import Workers
 

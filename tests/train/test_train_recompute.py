@@ -8,8 +8,8 @@ from longcat.train.directory import RunDirectory
 from longcat.train.errors import RunError
 from longcat.train.exchange import Exchange
 from longcat.train.loop import Silent, begin, run
+from longcat.train.memory import estimate_bytes
 from longcat.train.metrics import TIMED_FIELDS
-from longcat.train.preflight import estimate_bytes
 from longcat.train.prepare import prepare, reopen
 from longcat.train.session import resume_run
 from longcat.train.settings import TrainSettings

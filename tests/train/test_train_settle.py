@@ -55,7 +55,7 @@ def test_a_run_publishes_settled_biases_and_its_snapshot_keeps_those_of_training
     ended, monkeypatch
 ):
     session, trainer = ended()
-    monkeypatch.setattr("longcat.train.session.summarise", lambda d, p, training, say: training)
+    monkeypatch.setattr("longcat.train.session.summarise", lambda d, p, training, **_: training)
     monkeypatch.setattr("longcat.train.session.write_report", lambda path, summary: None)
     summary = finish(session, trainer, say=lambda _: None)
     assert summary["settled"]["steps"] == 2

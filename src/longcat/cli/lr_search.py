@@ -12,6 +12,7 @@ from longcat.cli.models import RUNS
 from longcat.cli.training import chosen_settings
 
 if TYPE_CHECKING:
+    import torch
     from rich.console import Console
     from rich.table import Table
 
@@ -38,6 +39,7 @@ def ask_search(
     transfer_from: Path | None,
     *,
     processes: int | None,
+    device: "torch.device",
     say: Callable[[str], None],
 ) -> Asked:
     """The search that the options mean: a new one, or without `count` the one in `out`.
@@ -63,7 +65,9 @@ def ask_search(
     )
     place = out or free_directory(RUNS / f"{settings.preset}-lr")
     rates = learning_rates(settings.lr, count)
-    search, session = open_search(place, settings, rates, processes=processes, say=say)
+    search, session = open_search(
+        place, settings, rates, processes=processes, device=device, say=say
+    )
     row = Row(
         label="learning rates",
         value=", ".join(f"{rate:.1e}" for rate in rates),
@@ -75,7 +79,12 @@ def ask_search(
 
 
 def run_search(
-    asked: Asked, console: "Console", *, processes: int | None, say: Callable[[str], None]
+    asked: Asked,
+    console: "Console",
+    *,
+    processes: int | None,
+    device: "torch.device",
+    say: Callable[[str], None],
 ) -> int:
     """Train what is not trained yet; returns the exit code."""
     from longcat.cli.ui.panel import Watcher, show_card
@@ -91,7 +100,7 @@ def run_search(
         console.print(
             f"learning rate {trial.lr:.2e}, {number} of {len(search.trials)}", style="title"
         )
-        session = search.session(trial, processes=processes, say=say)
+        session = search.session(trial, processes=processes, device=device, say=say)
         diverged = False
         try:
             with Watcher(console, session) as watcher:

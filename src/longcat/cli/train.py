@@ -63,6 +63,7 @@ def command(
     sdc_every: options.SdcEvery = None,
     verify_determinism: options.VerifyDeterminism = False,
     tensorboard: options.TensorBoard = False,
+    device: options.Device = "auto",
     processes: options.Processes = "auto",
     expert_parallel: options.ExpertParallel = 1,
     fsdp: options.Fsdp = False,
@@ -92,6 +93,7 @@ def command(
         train_run,
         transferred_settings,
     )
+    from longcat.train.device import choose_device, gpus
     from longcat.train.events import require_tensorboard
     from longcat.train.stages import ContextStage
 
@@ -133,12 +135,13 @@ def command(
         console.print(f"  {text} ...", style="note")
 
     check_schedule(wanted)
+    kind = choose_device(device)
     launch = launched()
     if launch is not None and launch.rank:
-        follow(launch)
+        follow(launch, kind)
         return
     layout = Layout(expert_parallel=expert_parallel, fsdp=fsdp, pipeline=pipeline)
-    workers = process_count(processes, launch, layout, searching=search_lr is not None)
+    workers = process_count(processes, launch, layout, kind, searching=search_lr is not None)
     if tensorboard:
         require_tensorboard()
     if search_lr is not None and (resume or quickstart):
@@ -158,20 +161,29 @@ def command(
         if tensorboard or verify_determinism:
             option = "--tensorboard" if tensorboard else "--verify-determinism"
             raise ValueError(f"train: {option} is for one run; a search has many, leave it out")
-        search = ask_search(out, wanted, search_lr, transfer_from, processes=workers, say=say)
-        raise typer.Exit(run_search(search, console, processes=workers, say=say))
+        search = ask_search(
+            out, wanted, search_lr, transfer_from, processes=workers, device=kind, say=say
+        )
+        raise typer.Exit(run_search(search, console, processes=workers, device=kind, say=say))
     place, resume = find_place(out, wanted, resume, quickstart, console)
     if resume:
         session = resume_run(
-            place, wanted, processes=workers, layout=layout, from_step=from_step, say=say
+            place,
+            wanted,
+            processes=workers,
+            layout=layout,
+            device=kind,
+            from_step=from_step,
+            say=say,
         )
     else:
+        expected = workers or (gpus() if kind.type == "cuda" else None)
         settings = (
-            chosen_settings(wanted, quickstart, processes=workers, layout=layout)
+            chosen_settings(wanted, quickstart, processes=expected, layout=layout)
             if transfer_from is None
             else transferred_settings(transfer_from, wanted)
         )
-        session = open_run(place, settings, processes=workers, layout=layout, say=say)
+        session = open_run(place, settings, processes=workers, layout=layout, device=kind, say=say)
     show_card(console, session.card, session.prepared.config)
     with Watcher(console, session) as watcher, written(session, watcher, tensorboard) as observer:
         verified = told_determinism(console) if verify_determinism else None

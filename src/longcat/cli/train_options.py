@@ -204,7 +204,11 @@ TensorBoard = Annotated[
 _process = partial(typer.Option, rich_help_panel="Processes")
 Processes = Annotated[
     str,
-    _process(metavar="N|auto", help="One-thread processes that share the work."),
+    _process(metavar="N|auto", help="Processes that share the work: a thread or a GPU each."),
+]
+Device = Annotated[
+    str,
+    _process(metavar="auto|cpu|cuda", help="Where: auto is cuda if torch sees a GPU."),
 ]
 ExpertParallel = Annotated[
     int,

@@ -11,6 +11,7 @@ import typer
 from longcat.cli.models import RUNS, find_model, newest_run
 
 if TYPE_CHECKING:
+    import torch
     from rich.console import Console
 
     from longcat.train import Layout, Session, TrainSettings
@@ -46,12 +47,27 @@ def check_schedule(wanted: dict[str, Any]) -> None:
 
 
 def process_count(
-    processes: str, launch: "Launch | None", layout: "Layout", *, searching: bool
+    processes: str,
+    launch: "Launch | None",
+    layout: "Layout",
+    device: "torch.device",
+    *,
+    searching: bool,
 ) -> int | None:
     """Those that torchrun started, else the number given to --processes; None for auto."""
+    from longcat.train.device import gpus
+
     if searching and (launch is not None or not layout.is_whole):
         raise ValueError("train: --search-lr runs on one machine, without splitting the model")
-    return worker_count(processes) if launch is None else launch.world
+    if launch is not None:
+        return launch.world
+    count = worker_count(processes)
+    if count is not None and device.type == "cuda" and count > gpus():
+        raise ValueError(
+            f"train: --processes {count} needs {count} GPUs, one for each, and torch sees "
+            f"{gpus()}; ask for fewer, or use --device cpu"
+        )
+    return count
 
 
 def find_place(

@@ -83,7 +83,7 @@ def log_likelihood(model: FlashModel, prefix: Sequence[int], ids: Sequence[int])
     Raises:
         ValueError: when both together are longer than the model's positions.
     """
-    whole = torch.tensor([[*prefix, *ids]])
+    whole = torch.tensor([[*prefix, *ids]]).to(model.lm_head.weight.device)
     logits = model(whole[:, :-1]).logits[0, len(prefix) - 1 :].double()
     chosen = logits.log_softmax(dim=-1).gather(-1, whole[0, len(prefix) :, None])
     return float(chosen.sum())

@@ -25,6 +25,7 @@ from longcat.flash import FlashModel
 from longcat.kernels import cross_entropy
 from longcat.optim import adamw, set_learning_rate, warmup_stable_decay
 from longcat.serve import SamplingParams, decode_batch
+from longcat.train.device import sent
 from longcat.train.errors import RunError
 
 
@@ -96,6 +97,7 @@ class Pool:
         prompts = corpus_windows(self._tokens, self._rng, count, s.prompt)
         params = SamplingParams(max_tokens=s.window - s.prompt, ignore_eos=True)
         ids = torch.cat([prompts, decode_batch(self._model, prompts, params)], dim=1)
+        ids = ids.to(self._model.lm_head.weight.device)
         with torch.no_grad():
             hidden = torch.cat([self._model(part).hidden for part in ids.split(16)])
         return ids, hidden
@@ -164,6 +166,7 @@ def _train(
     s: DistillSettings,
     observe: Callable[[DistillRecord], None],
 ) -> None:
+    device = model.lm_head.weight.device
     rng = np.random.default_rng([s.seed, 0])
     optimizer = adamw(model, lr=s.lr, weight_decay=0.0)
     pool = Pool(model, tokens, s)
@@ -171,9 +174,9 @@ def _train(
     for step in range(s.steps):
         if step and step % every == 0:
             pool.renew(max(1, pool.size // s.refresh))
-        ids = corpus_windows(tokens, rng, s.corpus_windows, s.window)
-        chosen = torch.from_numpy(rng.integers(0, len(pool.ids), size=s.own_windows))
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=s.autocast):
+        ids = corpus_windows(tokens, rng, s.corpus_windows, s.window).to(device)
+        chosen = sent(rng.integers(0, len(pool.ids), size=s.own_windows), device)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=s.autocast):
             with torch.no_grad():
                 hidden = model(ids).hidden
             ids = torch.cat([ids, pool.ids[chosen]])

@@ -130,12 +130,13 @@ def _overlap(starts: list[int], index: int, window: int) -> int:
 @torch.inference_mode()
 def _score(model: FlashModel, ids: torch.Tensor) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """(nats [B, W-1] of each id but the first, FFN experts [L, B, W] of each id)."""
+    ids = ids.to(model.lm_head.weight.device)
     output = model(ids, output_router=True)
     assert output.router is not None
     logits = output.logits[:, :-1].flatten(0, 1).float()
     nats = torch.nn.functional.cross_entropy(logits, ids[:, 1:].flatten(), reduction="none")
     ffn = torch.stack([routing.ffn_per_token.view(ids.shape) for routing in output.router])
-    return nats.view(len(ids), -1).double().numpy(), ffn.numpy()
+    return nats.view(len(ids), -1).double().cpu().numpy(), ffn.cpu().numpy()
 
 
 def compressed_bits_per_byte(

@@ -2,7 +2,8 @@
 
 Two processes of one thread train 1.6 times as fast as one process of two threads on two cores, so
 `longcat train` uses data parallelism on a single machine too: gloo over the loopback device, one
-all-reduce of the gradient and one of the tallies per optimizer step.
+all-reduce of the gradient and one of the tallies per optimizer step. On GPUs there is one process
+for each, and what lies on them is summed by nccl.
 """
 
 import os
@@ -17,11 +18,14 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import FileStore  # type: ignore[attr-defined]
 
+from longcat.train.device import CPU, backend_of
 from longcat.train.errors import RunError
 from longcat.train.parallel.layout import Layout
 from longcat.train.parallel.pulse import Pulse
 
 Store = Any  # torch gives its FileStore no types
+# Rank 0 may be busy saving for minutes on a slow disk; the others wait for it.
+PATIENCE = timedelta(minutes=30)
 
 
 class Exchange:
@@ -29,7 +33,7 @@ class Exchange:
 
     Attributes:
         rank: this process, 0 owns terminal and files. world: processes.
-        layout: how they divide the model.
+        layout: how they divide the model. device: what this process computes on.
     """
 
     def __init__(
@@ -38,11 +42,14 @@ class Exchange:
         world: int = 1,
         layout: Layout | None = None,
         signs: Store = None,
+        *,
+        device: torch.device = CPU,
     ) -> None:
         """`signs`: a store object for the processes' signs of life (`parallel.pulse`)."""
         self.rank = rank
         self.world = world
         self.layout = layout or Layout()
+        self.device = device
         self._pulse = None if signs is None else Pulse(signs, rank, world)
         if self._pulse is not None:
             self._pulse.__enter__()
@@ -81,7 +88,7 @@ def connected() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if "gloo" not in str(error):
+        if not any(backend in str(error).lower() for backend in ("gloo", "nccl")):
             raise
         raise lost(error) from error
 
@@ -100,20 +107,26 @@ def signs_of(path: str) -> str:
 
 
 def meet(
-    store: Store, rank: int, world: int, layout: Layout | None = None, signs: Store = None
+    store: Store,
+    rank: int,
+    world: int,
+    layout: Layout | None = None,
+    signs: Store = None,
+    *,
+    device: torch.device = CPU,
 ) -> Exchange:
     """Wait for all processes and return the exchange between them."""
     use_loopback()
-    # Rank 0 may be busy saving for minutes on a slow disk; the others wait for it.
     dist.init_process_group(
-        "gloo", store=store, rank=rank, world_size=world, timeout=timedelta(minutes=30)
+        backend_of(device), store=store, rank=rank, world_size=world, timeout=PATIENCE
     )
-    return Exchange(rank, world, layout, signs)
+    return Exchange(rank, world, layout, signs, device=device)
 
 
 def use_loopback() -> None:
     """All processes are on this machine: open no port to others."""
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        os.environ.setdefault(name, "lo0" if sys.platform == "darwin" else "lo")
 
 
 def available_cores() -> int:

@@ -21,7 +21,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
+import torch
+
 from longcat.train.charts import line_chart, standalone
+from longcat.train.device import CPU
 from longcat.train.directory import RunDirectory, write_text
 from longcat.train.errors import RunError
 from longcat.train.loop import begin
@@ -74,13 +77,15 @@ class LearningRateSearch:
         """Whether the best rate is the lowest or highest tried: the optimum may lie outside."""
         return self.best in (self.trials[0], self.trials[-1])
 
-    def session(self, trial: Trial, *, processes: int | None, say: Say) -> Session:
+    def session(
+        self, trial: Trial, *, processes: int | None, device: torch.device = CPU, say: Say
+    ) -> Session:
         """A trial ready to train, from its beginning or from where it was interrupted."""
         directory = RunDirectory(self.path / trial.run)
         if not directory.snapshots():
             directory.abandon()
             _copy_run(RunDirectory(self.path / self.trials[0].run), directory, trial.lr)
-        return resume_run(directory.path, {}, processes=processes, say=say)
+        return resume_run(directory.path, {}, processes=processes, device=device, say=say)
 
     def noted(self, trial: Trial, *, diverged: bool) -> "LearningRateSearch":
         """The search with a trial that has ended; written to the plan and the plot."""
@@ -143,6 +148,7 @@ def open_search(
     rates: list[float],
     *,
     processes: int | None = None,
+    device: torch.device = CPU,
     say: Say,
 ) -> tuple[LearningRateSearch, Session]:
     """A new search in `out`, and the session of its first trial, for the card.
@@ -162,7 +168,7 @@ def open_search(
     trials = tuple(Trial(lr=rate, run=f"lr-{rate:.2e}") for rate in rates)
     first = replace(settings, lr=rates[0])
     try:
-        session = open_run(out / trials[0].run, first, processes=processes, say=say)
+        session = open_run(out / trials[0].run, first, processes=processes, device=device, say=say)
     except BaseException:
         if not was_there:
             with suppress(OSError):

@@ -1,26 +1,28 @@
 """What a run will cost and why it is set up as it is, said before it starts.
 
 The only measurements are of speed: a few optimizer steps in float32 and in bfloat16 autocast, on
-this machine, with this model, and a matrix product, which shows what the steps could reach.
-bfloat16 pays where the processor multiplies it natively.
+this device, with this model, and a matrix product, which shows what the steps could reach.
+bfloat16 pays where the device multiplies it natively.
 """
 
 import math
-import os
-import time
 from dataclasses import dataclass, replace
 from typing import Any
 
-from longcat.flash import FlashConfig, count_parameters
+import torch
+
+from longcat.flash import count_parameters
+from longcat.train.device import CPU, gpus, name_of
 from longcat.train.errors import RunError
-from longcat.train.exchange import available_cores
-from longcat.train.peak import measure_peak
+from longcat.train.exchange import Exchange, available_cores
+from longcat.train.memory import estimate_bytes, gigabytes
+from longcat.train.parallel.layout import WHOLE, Layout
+from longcat.train.peak import clock, measure_peak
 from longcat.train.prepare import Prepared
-from longcat.train.settings import Precision, TrainSettings
+from longcat.train.settings import Precision
 from longcat.train.trainer import Trainer
 
 MOST_PROCESSES = 2
-_BYTES_PER_PARAMETER = 16  # float32 weights, gradients and Adam's two moments
 _SPEEDUP = {1: 1.0, 2: 1.7}  # of two one-thread processes over one, measured
 
 
@@ -47,8 +49,10 @@ class Probe:
     peak: float
 
 
-def choose_processes(asked: int | None, micro_batches: int) -> tuple[int, str]:
-    """(processes, why).
+def choose_processes(
+    asked: int | None, micro_batches: int, device: torch.device = CPU
+) -> tuple[int, str]:
+    """(processes, why): by default two of one thread where there are cores, or one for each GPU.
 
     Raises:
         RunError: when the number asked for cannot share the micro-batches.
@@ -62,47 +66,18 @@ def choose_processes(asked: int | None, micro_batches: int) -> tuple[int, str]:
                 f"evenly; choose one of {fitting}"
             )
         return asked, "as asked"
+    if device.type != "cpu":
+        there = gpus()
+        fitting = [n for n in range(1, there + 1) if micro_batches % n == 0]
+        return fitting[-1], f"one for each GPU; torch sees {there} here"
     count = max(n for n in (1, MOST_PROCESSES) if n <= cores and micro_batches % n == 0)
     if count == 1:
         return 1, f"{cores} core available"
     return count, f"{cores} cores available; two one-thread processes beat two threads by 1.6"
 
 
-def check_memory(config: FlashConfig, settings: TrainSettings, processes: int) -> int:
-    """Bytes the run needs, all processes together (an estimate).
-
-    Raises:
-        RunError: when the machine has clearly less.
-    """
-    need = processes * estimate_bytes(config, settings)
-    available = _available_bytes()
-    if available is not None and need > available:
-        raise RunError(
-            f"train: preset {settings.preset} needs about {gigabytes(need)} to train with "
-            f"{processes} process(es), this machine has {gigabytes(available)} free; choose a "
-            "smaller preset, --batch-size or --seq-len, more --micro-batches, or --recompute layer"
-        )
-    return need
-
-
-def estimate_bytes(config: FlashConfig, settings: TrainSettings) -> int:
-    """Weights, gradients, moments and the activations of one micro-batch, in one process."""
-    counts = count_parameters(config)
-    weights = (counts.total_parameters + counts.mtp_parameters) * _BYTES_PER_PARAMETER
-    tokens = settings.batch_size // settings.micro_batches * settings.seq_len
-    logits = tokens * config.vocab_size * 4 * 6  # both heads: logits, log-softmax, gradient
-    # About 40 tensors of the model's width per layer, and the expanded slots of the experts.
-    width = 40 * config.hidden_size + 6 * config.ffn_hidden_size
-    slots = config.router.top_k * (2 * config.hidden_size + 4 * config.moe.expert_ffn_hidden_size)
-    layer = tokens * (width + slots) * 4
-    activations = config.num_layers * layer
-    if settings.recompute != "none":  # one layer's, and the input of each
-        activations = layer + config.num_layers * tokens * config.hidden_size * 4
-    return weights + logits + activations
-
-
-def probe(prepared: Prepared) -> Probe:
-    """Time a few steps in each precision that may be chosen, by processor time."""
+def probe(prepared: Prepared, device: torch.device = CPU) -> Probe:
+    """Time a few steps of one process in each precision that may be chosen (`peak.clock`)."""
     settings = prepared.settings
     candidates: tuple[Precision, ...] = ("float32", "bf16")
     if settings.precision != "auto":
@@ -120,6 +95,7 @@ def probe(prepared: Prepared) -> Probe:
             replace(small, precision=name),
             prepared.tokens,
             prepared.token_bytes,
+            Exchange(device=device),
         )
         for name in candidates
     }
@@ -128,23 +104,31 @@ def probe(prepared: Prepared) -> Probe:
         trainer.train_step()  # the first step allocates and measures R_g
     for _ in range(3):
         for name, trainer in trainers.items():
-            started = time.process_time()
+            started = clock(device)
             trainer.train_step()
-            best[name] = min(best[name], time.process_time() - started)
+            best[name] = min(best[name], clock(device) - started)
     tokens = small.batch_size * small.seq_len
     speeds = {name: tokens / seconds for name, seconds in best.items()}
     fastest = max(candidates, key=lambda n: speeds[n])
-    return Probe(tokens_per_s=speeds, precision=fastest, peak=measure_peak(fastest))
+    return Probe(tokens_per_s=speeds, precision=fastest, peak=measure_peak(fastest, device))
 
 
 def card(
-    prepared: Prepared, speed: Probe, processes: int, why_processes: str, directory: str
+    prepared: Prepared,
+    speed: Probe,
+    processes: int,
+    why_processes: str,
+    directory: str,
+    layout: Layout = WHOLE,
+    device: torch.device = CPU,
 ) -> list[Row]:
     """The preflight card's rows, in the order they are told."""
+    on_cpu = device.type == "cpu"
     config, settings, corpus = prepared.config, prepared.settings, prepared.card
     counts = count_parameters(config)
     tokens_per_step = settings.batch_size * settings.seq_len
-    per_second = speed.tokens_per_s[speed.precision] * _SPEEDUP.get(processes, processes)
+    gain = _SPEEDUP.get(processes, processes) if on_cpu else processes
+    per_second = speed.tokens_per_s[speed.precision] * gain
     seconds = (
         settings.time_budget
         if settings.time_budget is not None
@@ -157,6 +141,8 @@ def card(
     )
     others = ", ".join(f"{name} {v:,.0f} tokens/s" for name, v in speed.tokens_per_s.items())
     precise = "measured: " + others if len(speed.tokens_per_s) > 1 else "as asked"
+    held = estimate_bytes(config, settings, 1.0 if on_cpu else layout.share(processes, config))
+    memory = processes * held if on_cpu else held
     heads = " with a draft head" if config.has_mtp else ""
     rows = [
         Row(label="run", value=directory),
@@ -194,8 +180,8 @@ def card(
         ),
         Row(
             label="processes",
-            value=f"{processes} x 1 thread",
-            why=why_processes,
+            value=f"{processes} x {'1 thread' if on_cpu else name_of(device)}",
+            why=f"{why_processes}; {layout.describe(processes)}",
         ),
         Row(label="precision", value=speed.precision, why=precise),
         Row(
@@ -231,11 +217,13 @@ def card(
             value=_duration(seconds) + ("" if settings.steps is None else " (estimate)"),
             why="a budget; the learning rate follows it"
             if settings.steps is None
-            else "from the measured speed, other work on the machine not counted",
+            else "from the measured speed, other work on the machine not counted"
+            if on_cpu
+            else "from the measured speed of one GPU, sums between several not counted",
         ),
         Row(
             label="memory",
-            value=f"about {gigabytes(processes * estimate_bytes(config, settings))}",
+            value=f"about {gigabytes(memory)}" + ("" if on_cpu else " on each GPU"),
             why="weights, gradients, Adam's moments, activations of one micro-batch"
             + ("" if settings.recompute == "none" else ", a layer at a time"),
         ),
@@ -262,26 +250,6 @@ def _chats_row(chats: dict[str, Any], tokens: int) -> Row:
     )
 
 
-def gigabytes(count: float) -> str:
-    """A size in words."""
-    return f"{count / 1e9:,.2f} GB" if count >= 1e8 else f"{count / 1e6:,.0f} MB"
-
-
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-
-
-def _available_bytes() -> int | None:
-    """Memory that can be had without swapping; None where the system does not say."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            for line in file:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass  # not Linux: ask the system library below
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError):
-        return None

@@ -12,18 +12,22 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from longcat.flash import FlashConfig, FlashModel
 from longcat.flash.checkpoint import save_checkpoint
 from longcat.train.allocator import keep_freed_memory
 from longcat.train.changes import changed
+from longcat.train.device import CPU, name_of, own_device
 from longcat.train.directory import RunDirectory
 from longcat.train.distill import DistillRecord, DistillSettings, distill_mtp
 from longcat.train.exchange import connected, limit_threads
 from longcat.train.loop import Observer, begin, interruptible, run
+from longcat.train.memory import check_memory
 from longcat.train.origin import Origin, read_origin
 from longcat.train.parallel.launch import Launched, launched
 from longcat.train.parallel.layout import WHOLE, Layout
-from longcat.train.preflight import Row, card, check_memory, choose_processes, probe
+from longcat.train.preflight import Row, card, choose_processes, probe
 from longcat.train.prepare import Prepared, model_config, prepare, reopen
 from longcat.train.report import write_report
 from longcat.train.settings import TrainSettings
@@ -51,6 +55,7 @@ class Session:
     processes: int
     card: list[Row]
     layout: Layout = WHOLE
+    device: torch.device = CPU  # of this process
     resumed_from: int | None = None
     peak: float | None = None  # operations per second of one process
 
@@ -61,12 +66,14 @@ def open_run(
     *,
     processes: int | None = None,
     layout: Layout = WHOLE,
+    device: torch.device = CPU,
     say: Say,
 ) -> Session:
     """A new run in `out`.
 
     Args:
-        processes: None chooses by the cores available. layout: how they divide the model.
+        processes: None chooses by the cores or GPUs available. layout: how they divide the model.
+        device: the kind that they compute on (`device.choose_device`).
         say: told what is being done.
 
     Raises:
@@ -75,16 +82,17 @@ def open_run(
     directory = RunDirectory(out)
     origin = None if settings.init is None else read_origin(settings)
     config = model_config(settings) if origin is None else origin.config
-    count, why = choose_processes(processes, settings.micro_batches)
+    count, why = choose_processes(processes, settings.micro_batches, device)
     layout.check(count, config, settings)
-    check_memory(config, settings, count)
+    device = _first(device)
+    check_memory(config, settings, count, layout, device)
     directory.check_new()
     limit_threads(1)
     keep_freed_memory()
     try:
         prepared = _prepare(directory, settings, origin, config, say)
         say("measuring speed")
-        speed = probe(prepared)
+        speed = probe(prepared, device)
         prepared = replace(prepared, settings=replace(settings, precision=speed.precision))
         begin(directory, prepared)
     except BaseException:
@@ -94,10 +102,17 @@ def open_run(
         directory=directory,
         prepared=prepared,
         processes=count,
-        card=card(prepared, speed, count, f"{why}; {layout.describe(count)}", str(out)),
+        card=card(prepared, speed, count, why, str(out), layout, device),
         layout=layout,
+        device=device,
         peak=speed.peak,
     )
+
+
+def _first(kind: torch.device) -> torch.device:
+    """What rank 0 computes on."""
+    launch = launched()
+    return own_device(kind, 0 if launch is None else launch.local_rank)
 
 
 def _prepare(
@@ -127,6 +142,7 @@ def resume_run(
     *,
     processes: int | None = None,
     layout: Layout = WHOLE,
+    device: torch.device = CPU,
     from_step: int | None = None,
     say: Say,
 ) -> Session:
@@ -134,6 +150,7 @@ def resume_run(
 
     Args:
         wanted: settings given explicitly; only those in CHANGEABLE may differ from the run's.
+        device: the kind to go on with; it may be another one.
         from_step: go on from this kept snapshot instead; the later ones are removed.
 
     Raises:
@@ -143,7 +160,8 @@ def resume_run(
     chosen = directory.latest() if from_step is None else directory.at(from_step)
     saved = read_settings(chosen)
     settings = changed(saved, wanted)
-    count, why = choose_processes(processes, settings.micro_batches)
+    count, why = choose_processes(processes, settings.micro_batches, device)
+    device = _first(device)
     limit_threads(1)
     keep_freed_memory()
     say("reading the run")
@@ -154,10 +172,10 @@ def resume_run(
         directory.replace_settings(snapshot, settings.to_json())
     layout.check(count, prepared.config, settings)
     step = int(snapshot.name.rpartition("-")[2])
-    speed = probe(prepared)
-    rows = card(prepared, speed, count, f"{why}; {layout.describe(count)}", str(out))
+    speed = probe(prepared, device)
+    rows = card(prepared, speed, count, why, str(out), layout, device)
     rows.insert(1, Row(label="goes on from", value=f"step {step}"))
-    warning = other_bits(snapshot, count)
+    warning = other_bits(snapshot, count, device)
     if warning is not None:
         rows.insert(2, Row(label="exactness", value=warning))
     return Session(
@@ -166,6 +184,7 @@ def resume_run(
         processes=count,
         card=rows,
         layout=layout,
+        device=device,
         resumed_from=step,
         peak=speed.peak,
     )
@@ -183,11 +202,12 @@ def train_run(
     Returns:
         (the trainer at the end, whether the run was interrupted).
     """
-    launch, path, verify = launched(), session.directory.path, verified is not None
+    launch, path = launched(), session.directory.path
+    how: dict[str, Any] = {"device": session.device, "verify": verified is not None}
     others = (
-        Workers(path, session.processes, session.layout, verify=verify)
+        Workers(path, session.processes, session.layout, **how)
         if launch is None
-        else Launched(launch, path, session.layout, verify=verify)
+        else Launched(launch, path, session.layout, **how)
     )
     # torchrun passes a terminal's Ctrl-C on, so that it comes twice.
     with interruptible(patient=launch is not None) as stopping, others:
@@ -215,6 +235,7 @@ def finish(session: Session, trainer: Trainer, *, say: Say) -> Summary:
         "seconds": trainer.seconds,
         "cpu_seconds": trainer.cpu_seconds,
         "processes": session.processes,
+        "device": name_of(session.device),
         "snapshots": kept(session.directory),
     }
     if training["finished"]:
@@ -222,7 +243,9 @@ def finish(session: Session, trainer: Trainer, *, say: Say) -> Summary:
         training["settled"] = settle_run(trainer, session.directory.path)
     if training["finished"] and session.prepared.settings.distill_steps:
         training["distilled"] = _distil_head(session, say)
-    summary = summarise(session.directory, session.prepared, training, say=say)
+    summary = summarise(
+        session.directory, session.prepared, training, device=session.device, say=say
+    )
     say("writing the report")
     write_report(session.directory.path, summary)
     return summary
@@ -235,7 +258,7 @@ def _distil_head(session: Session, say: Say) -> dict[str, Any]:
     """
     directory, prepared = session.directory, session.prepared
     steps = prepared.settings.distill_steps
-    model = FlashModel.from_pretrained(directory.path)
+    model = FlashModel.from_pretrained(directory.path).to(session.device)
     window = prepared.settings.seq_len
     settings = DistillSettings(
         steps=steps,

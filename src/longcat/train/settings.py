@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 
 from longcat.flash.config import MTPLayerKind
 from longcat.flash.recompute import Recompute
+from longcat.optim import cosine, warmup_stable_decay
 from longcat.train.errors import RunError
 from longcat.train.stages import ContextStage, check_stages
 
@@ -190,6 +191,19 @@ class TrainSettings:
     def longest_window(self) -> int:
         """Tokens per window in the last stage of the context."""
         return self.context_stages[-1].seq_len if self.context_stages else self.seq_len
+
+    def learning_rate(self, step: int, progress: float) -> float:
+        """After `step` steps and that share of the run: warm-up by steps, then the schedule."""
+        warmup, share = self.warmup_steps, 0.0
+        if self.steps is not None:
+            warmup = min(warmup, self.steps // 4)
+            share = warmup / self.steps
+        rise = min(1.0, (step + 1) / max(1, warmup))
+        if self.schedule == "cosine":
+            fall = cosine(max(progress, share), warmup=share)
+        else:
+            fall = warmup_stable_decay(progress, warmup=0.0, decay=self.decay)
+        return self.lr * rise * fall
 
     def to_json(self) -> str:
         """One JSON object, the inverse of `from_json`."""

@@ -18,6 +18,7 @@ from torch import Tensor
 from longcat.flash import FlashModel
 from longcat.flash.checkpoint import save_checkpoint
 from longcat.router import settle
+from longcat.train.device import sent
 from longcat.train.step import arithmetic, parameter_dtype
 from longcat.train.trainer import Trainer
 
@@ -37,7 +38,7 @@ def settle_run(trainer: Trainer, path: Path) -> dict[str, Any] | None:
     if steps == 0 or controller.frozen or not trainer.config.router.n_routed_experts:
         return None
     started = time.process_time()
-    model = FlashModel.from_pretrained(path, dtype=parameter_dtype(settings))
+    model = FlashModel.from_pretrained(path, dtype=parameter_dtype(settings)).to(trainer.device)
     layers: list[Any] = list(model.model.layers)
     routers = [layer.mlp.router for layer in layers]
     cursor = count_from(trainer.step + trainer.skipped)
@@ -57,12 +58,13 @@ def settle_run(trainer: Trainer, path: Path) -> dict[str, Any] | None:
 def count_slots(model: FlashModel, trainer: Trainer, cursor: int) -> Tensor:
     """Slots per expert [L, E] of the whole batch at `cursor`, in the run's arithmetic."""
     parts = trainer.settings.micro_batches
-    counts = torch.zeros_like(trainer.tally.counts, dtype=torch.int64)
+    device = model.lm_head.weight.device
+    counts = torch.zeros_like(trainer.tally.counts, dtype=torch.int64, device=device)
     for part in range(parts):
         batch = trainer.windows.batch(cursor, part, parts)
-        documents = None if batch.document_ids is None else torch.from_numpy(batch.document_ids)
-        with arithmetic(trainer.settings):
-            counts += model(torch.from_numpy(batch.inputs), document_ids=documents).counts
+        documents = None if batch.document_ids is None else sent(batch.document_ids, device)
+        with arithmetic(trainer.settings, device):
+            counts += model(sent(batch.inputs, device), document_ids=documents).counts
     return counts
 
 

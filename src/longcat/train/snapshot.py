@@ -41,7 +41,7 @@ def write_state(trainer: Trainer, folder: Path) -> None:
         # The data position follows from these two, and no other state is random.
         "step": trainer.step,
         "skipped": trainer.skipped,
-        "computed_with": computed_with(trainer.exchange.world),
+        "computed_with": computed_with(trainer.exchange.world, trainer.device),
         "tokens": trainer.tokens_seen,
         "seconds": trainer.seconds,
         "cpu_seconds": trainer.cpu_seconds,
@@ -59,7 +59,7 @@ def read_settings(snapshot: Path) -> TrainSettings:
 
 
 def read_snapshot(trainer: Trainer, snapshot: Path) -> None:
-    """Restore what `write_snapshot` wrote, bit for bit.
+    """Restore what `write_snapshot` wrote, bit for bit, on whatever device the trainer has.
 
     Raises:
         RunError: when a file is missing, damaged or of another model.
@@ -97,9 +97,9 @@ def _read_whole(trainer: Trainer, snapshot: Path) -> None:
     for name, held in pieces.named_parameters():
         held.copy_(pieces.take(name, weights[name]))
         trainer.optimizer.state[held] = {
-            "step": tensors[f"step/{name}"],
-            "exp_avg": pieces.take(name, tensors[f"exp_avg/{name}"]),
-            "exp_avg_sq": pieces.take(name, tensors[f"exp_avg_sq/{name}"]),
+            "step": tensors[f"step/{name}"].to(held.device),
+            "exp_avg": pieces.take(name, tensors[f"exp_avg/{name}"]).to(held.device),
+            "exp_avg_sq": pieces.take(name, tensors[f"exp_avg_sq/{name}"]).to(held.device),
         }
     for name, buffer in trainer.model.named_buffers():
         if name in weights:
@@ -112,10 +112,10 @@ def _tensors(trainer: Trainer) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name, parameter in trainer.pieces.named_parameters():
         for key, value in moments(trainer, parameter).items():
-            tensors[f"{key}/{name}"] = value.contiguous()
+            tensors[f"{key}/{name}"] = value.contiguous().cpu()
     controller = trainer.controller.state_dict()
     for key in ("error", "previous_error"):
-        tensors[f"controller/{key}"] = controller[key].contiguous()
+        tensors[f"controller/{key}"] = controller[key].contiguous().cpu()
     return tensors
 
 
@@ -125,7 +125,11 @@ def moments(trainer: Trainer, held: torch.nn.Parameter) -> dict[str, Tensor]:
     if state:
         return {key: state[key] for key in ("step", "exp_avg", "exp_avg_sq")}
     zeros = torch.zeros_like(held.detach(), memory_format=torch.preserve_format)
-    return {"step": torch.zeros(()), "exp_avg": zeros, "exp_avg_sq": zeros.clone()}
+    return {
+        "step": torch.zeros((), device=held.device),
+        "exp_avg": zeros,
+        "exp_avg_sq": zeros.clone(),
+    }
 
 
 def _read_text(path: Path) -> str:

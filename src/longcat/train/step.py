@@ -15,13 +15,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from longcat.flash import FlashConfig, FlashModel, FlashOutput
 from longcat.kernels import cross_entropy
 from longcat.optim import hidden_z_loss
 from longcat.train.batches import Batch
+from longcat.train.device import sent
 from longcat.train.settings import TrainSettings
 from longcat.train.tally import Tally
 
@@ -49,10 +49,10 @@ def document_start(config: FlashConfig) -> int:
     return -1 if config.bos_token_id is None else config.bos_token_id
 
 
-def arithmetic(settings: TrainSettings) -> AbstractContextManager[object]:
+def arithmetic(settings: TrainSettings, device: torch.device) -> AbstractContextManager[object]:
     """The context a forward pass runs in: bfloat16 autocast or nothing."""
     if settings.precision == "bf16":
-        return torch.autocast("cpu", dtype=torch.bfloat16)
+        return torch.autocast(device.type, dtype=torch.bfloat16)
     return nullcontext()
 
 
@@ -68,24 +68,27 @@ def forward_backward(
     settings: TrainSettings,
     tally: Tally,
     *,
-    token_bytes: NDArray[np.int64],
+    token_bytes: Tensor,
     measure: bool,
 ) -> None:
     """Add one micro-batch's gradients to the parameters and its sums to the tally.
 
+    Nothing here waits for the device: not even a number of tokens is read back.
+
     Args:
-        targets: of the global batch. token_bytes: [V] bytes each id stands for.
+        tally: lies on the model's device. targets: of the global batch.
+        token_bytes: [V] int64 bytes each id stands for, on the device too.
         measure: also take the gradient of the main loss with respect to the router scores (R_g),
             and how often the MTP head's choice is the main model's own.
     """
     bos = document_start(model.config)
-    inputs = torch.from_numpy(batch.inputs)
-    next_ids, after_next = torch.from_numpy(batch.next_ids), torch.from_numpy(batch.after_next)
-    wanted = batch.targets(bos)
-    documents = None if batch.document_ids is None else torch.from_numpy(batch.document_ids)
+    device = tally.row.device
+    inputs, next_ids = sent(batch.inputs, device), sent(batch.next_ids, device)
+    after_next, wanted = sent(batch.after_next, device), sent(batch.targets(bos), device)
+    documents = None if batch.document_ids is None else sent(batch.document_ids, device)
     # R_g is measured by torch.autograd.grad, which the reentrant kind cannot give.
     model.recompute = "layer" if measure and settings.recompute != "none" else settings.recompute
-    with arithmetic(settings):
+    with arithmetic(settings, device):
         output = model(inputs, output_router=True, document_ids=documents)
         drafts = (
             model.mtp(output.hidden, next_ids, document_ids=documents)[0]
@@ -94,7 +97,7 @@ def forward_backward(
         )
         loss, total = add_losses(
             (output.logits, output.last_layer, drafts),
-            (torch.from_numpy(wanted), after_next),
+            (wanted, after_next),
             targets,
             settings,
             tally,
@@ -119,7 +122,7 @@ def add_losses(
     tally: Tally,
     *,
     bos: int,
-    token_bytes: NDArray[np.int64],
+    token_bytes: Tensor,
     documents: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(main loss, all losses but the balance loss) of one micro-batch, whose sums are tallied.
@@ -130,23 +133,25 @@ def add_losses(
     """
     (logits, last_layer, drafts), (main, after_next) = outputs, wanted
     nll = _summed(logits, main, bos)
-    z = hidden_z_loss(_real(last_layer, documents), settings.z_loss_weight)
+    real = None if documents is None else documents >= 0
+    z = hidden_z_loss(last_layer, settings.z_loss_weight, real)
     loss = nll / targets.main
     total = loss + z / settings.micro_batches
     if drafts is not None:
         mtp_nll = _summed(drafts, after_next, bos)
         total = total + settings.mtp_weight * mtp_nll / max(1, targets.mtp)
         tally.add("mtp_nll", mtp_nll.detach())
-        tally.add("mtp_targets", float((after_next != bos).sum()))
-    told = main[main != bos]
+        tally.add("mtp_targets", (after_next != bos).sum())
+    told = main != bos
     tally.add("nll", nll.detach())
-    tally.add("targets", float(told.numel()))
-    tally.add("bytes", float(token_bytes[told.numpy()].sum()))
+    tally.add("targets", told.sum())
+    tally.add("bytes", token_bytes[main].where(told, 0).sum())
     tally.add("z", z.detach())
-    hidden = _real(last_layer.detach(), documents).double()
+    hidden = _without_padding(last_layer.detach().double(), real)
+    tokens = math.prod(hidden.shape[:-1]) if real is None else real.sum()
     tally.add("hidden_squared", hidden.square().sum())
-    tally.add("hidden_count", hidden.numel())
-    tally.add("tokens", math.prod(hidden.shape[:-1]))
+    tally.add("hidden_count", tokens * hidden.shape[-1])
+    tally.add("tokens", tokens)
     return loss, total
 
 
@@ -158,15 +163,16 @@ def add_draft_counts(model: FlashModel, tally: Tally) -> None:
         tally.draft_counts += counts
 
 
-def agreement(logits: Tensor, drafts: Tensor, documents: Tensor | None = None) -> float:
+def agreement(logits: Tensor, drafts: Tensor, documents: Tensor | None = None) -> Tensor:
     """How often the draft head's choice is the model's own.
 
     Both look at the token two places after position i: the head from i, the model from i+1.
     """
     same = drafts[:, :-1].argmax(dim=-1) == logits[:, 1:].argmax(dim=-1)
-    if documents is not None:
-        same = same[(documents[:, 1:] == documents[:, :-1]) & (documents[:, 1:] >= 0)]
-    return float(same.sum()) / max(1, same.numel())
+    if documents is None:
+        return same.sum().double() / max(1, same.numel())
+    asked = (documents[:, 1:] == documents[:, :-1]) & (documents[:, 1:] >= 0)
+    return (same & asked).sum().double() / asked.sum().clamp(min=1)
 
 
 def add_ffn(tally: Tally, layer: int, used: Tensor) -> None:
@@ -182,9 +188,14 @@ def _summed(logits: Tensor, ids: Tensor, bos: int) -> Tensor:
     return cross_entropy(logits.flatten(0, 1), wanted, IGNORED)
 
 
-def _real(values: Tensor, documents: Tensor | None) -> Tensor:
-    """values [B,T,...] without padding: as they are, or [real tokens, ...] where there is some."""
-    return values if documents is None else values[documents >= 0]
+def _without_padding(values: Tensor, real: Tensor | None) -> Tensor:
+    """values [B,T] or [B,T,D] with zeros where a token is padding.
+
+    Taking the real ones out would need their number, and so a wait for the device.
+    """
+    if real is None:
+        return values
+    return values * (real if values.dim() == 2 else real[..., None])
 
 
 def _measure(model: FlashModel, output: FlashOutput, loss: Tensor, tally: Tally) -> None:
@@ -203,6 +214,6 @@ def _add_sums(output: FlashOutput, documents: Tensor | None, tally: Tally) -> No
     tally.counts += output.counts
     for layer, routing in enumerate(output.router):
         used = routing.ffn_per_token.view(output.logits.shape[:-1])
-        add_ffn(tally, layer, _real(used, documents))
+        add_ffn(tally, layer, _without_padding(used, None if documents is None else documents >= 0))
     tally.balance += output.balance_loss
     tally.balance_f[:, : output.balance_f.shape[1]] += output.balance_f

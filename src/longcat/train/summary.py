@@ -9,11 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
 
+import torch
+
 from longcat.flash import FlashModel, count_parameters
 from longcat.flash.tokenizer import Tokenizer
 from longcat.train.acceptance import Acceptance, measure_acceptance, sample
 from longcat.train.classes import by_kind, by_token
 from longcat.train.corpus import Document
+from longcat.train.device import CPU
 from longcat.train.directory import RunDirectory, write_text
 from longcat.train.evaluate import HeldOut, compressed_bits_per_byte, evaluate
 from longcat.train.metrics import read_metrics
@@ -41,18 +44,20 @@ def summarise(
     training: dict[str, Any],
     *,
     prompts: int = 32,
+    device: torch.device = CPU,
     say: Callable[[str], None] = lambda _: None,
 ) -> Summary:
     """Evaluate the run's checkpoint and write DIR/run.json.
 
     Args:
         training: steps, tokens, seconds, cpu_seconds, processes and `finished` of the run.
-        prompts: held-out prompts that acceptance is measured on. say: told what is being done.
+        prompts: held-out prompts that acceptance is measured on. device: to compute on.
+        say: told what is being done.
 
     Returns:
         The document. `held_out` is null when no text was held out.
     """
-    document = _document(directory, prepared, training, prompts, say)
+    document = _document(directory, prepared, training, prompts, device, say)
     write_text(directory.path / FILE_NAME, json.dumps(document, indent=1) + "\n")
     return document
 
@@ -62,10 +67,11 @@ def _document(
     prepared: Prepared,
     training: dict[str, Any],
     prompts: int,
+    device: torch.device,
     say: Callable[[str], None],
 ) -> Summary:
     model, tokenizer = FlashModel.from_pretrained(directory.path), prepared.tokenizer
-    model.eval()
+    model.to(device).eval()
     counts = count_parameters(prepared.config)
     records = read_metrics(directory.path)
     last = records[-1] if records else {}
@@ -141,7 +147,10 @@ def _add_chats(
     say("scoring the same with the weights it started from")
     try:
         before = score_chats(
-            initial_model(settings, prepared.config), tokenizer, chats, window=settings.seq_len
+            initial_model(settings, prepared.config).to(model.lm_head.weight.device),
+            tokenizer,
+            chats,
+            window=settings.seq_len,
         )
         document["held_out"]["bits_per_byte_before"] = before.held_out.bits_per_byte
     except ValueError:

@@ -30,7 +30,9 @@ class Tally:
     balance_f: Tensor
     balance: Tensor
 
-    def __init__(self, config: FlashConfig, groups: int) -> None:
+    def __init__(
+        self, config: FlashConfig, groups: int, device: torch.device | None = None
+    ) -> None:
         layers, experts = config.num_layers, config.router.n_experts
         shapes: dict[str, tuple[int, ...]] = {
             "counts": (layers, experts),
@@ -45,7 +47,7 @@ class Tally:
         clocks = ("hidden_squared", "hidden_count", "cpu_seconds", "elapsed", "stop", "memory")
         shapes |= dict.fromkeys((*scalars, *clocks), ())
         sizes = [torch.Size(shape).numel() for shape in shapes.values()]
-        self.row = torch.zeros(sum(sizes), dtype=torch.float64)
+        self.row = torch.zeros(sum(sizes), dtype=torch.float64, device=device)
         parts = self.row.split(sizes)
         self._views = {
             name: part.view(shape)

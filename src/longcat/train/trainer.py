@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from longcat.flash import FlashConfig, FlashModel
 from longcat.optim import (
+    GradientMonitor,
+    GradientReading,
     adamw,
-    cosine,
     set_learning_rate,
-    warmup_stable_decay,
 )
 from longcat.router import BiasController, ControllerConfig
 from longcat.train.batches import Batch, Windows
@@ -29,10 +30,9 @@ from longcat.train.parallel.pieces import divide
 from longcat.train.peak import attention_pairs
 from longcat.train.readings import record
 from longcat.train.settings import TrainSettings
-from longcat.train.sft.packing import PackedWindows
+from longcat.train.sft.packing import windows_of
 from longcat.train.stages import stage_at
 from longcat.train.step import (
-    Targets,
     count_targets,
     document_start,
     forward_backward,
@@ -65,6 +65,8 @@ class Trainer:
         corruption: the check at an interval.
         peak: operations per second that all processes could make (`longcat.train.peak`); told by
             who watches the run, None elsewhere. No part of the state.
+        device: of the model, the optimizer, the controller and all sums: the exchange's.
+        tally: the last step's sums over the global batch, on the host.
     """
 
     def __init__(
@@ -83,8 +85,15 @@ class Trainer:
                 f"train: {self.exchange.world} processes cannot share {settings.micro_batches} "
                 "micro-batches evenly; choose --processes that divides them"
             )
-        self.windows = _windows(tokens, settings, document_start(config))
-        self.model = FlashModel(config, dtype=parameter_dtype(settings), seed=settings.seed)
+        self.windows = windows_of(tokens, settings, document_start(config))
+        self.device = self.exchange.device
+        self.model = FlashModel(
+            config,
+            # A model that is split is cut before it goes there.
+            device=self.device if self.exchange.layout.is_whole else None,
+            dtype=parameter_dtype(settings),
+            seed=settings.seed,
+        )
         self.model.balance.alpha = settings.balance_weight
         self.model.balance.groups = settings.balance_groups
         self.model.balance.scale = 1 / settings.micro_batches
@@ -100,7 +109,9 @@ class Trainer:
         gains = ControllerConfig(
             mu=settings.mu, mu_final=settings.mu_final, decay_steps=settings.mu_steps
         )
-        self.controller = BiasController(config.router, len(self.routers), gains)
+        self.controller = BiasController(
+            config.router, len(self.routers), gains, device=self.device
+        )
         self.watch = Watch(settings, self.model.balance)
         self.corruption = CorruptionCheck(self)
         self.step = 0
@@ -110,7 +121,8 @@ class Trainer:
         self.cpu_seconds = 0.0
         self.stop_asked = False
         self.peak: float | None = None
-        self._token_bytes = token_bytes
+        self._token_bytes = torch.from_numpy(token_bytes).to(self.device)
+        self._sums = Tally(config, settings.balance_groups, self.device)
         self.tally = Tally(config, settings.balance_groups)
         self._staged = self._stages() if self.exchange.layout.pipeline else None
         self._clock = (time.perf_counter(), time.process_time())
@@ -129,18 +141,8 @@ class Trainer:
 
     @property
     def learning_rate(self) -> float:
-        """Of the next step: linear warm-up by steps, then the schedule by progress."""
-        settings, progress = self.settings, self.progress
-        warmup, share = settings.warmup_steps, 0.0
-        if settings.steps is not None:
-            warmup = min(warmup, settings.steps // 4)
-            share = warmup / settings.steps
-        rise = min(1.0, (self.step + 1) / max(1, warmup))
-        if settings.schedule == "cosine":
-            fall = cosine(max(progress, share), warmup=share)
-        else:
-            fall = warmup_stable_decay(progress, warmup=0.0, decay=settings.decay)
-        return settings.lr * rise * fall
+        """Of the next step."""
+        return self.settings.learning_rate(self.step, self.progress)
 
     def start_clock(self) -> None:
         """Leave what was done until now (loading, saving) out of the next step's time."""
@@ -149,6 +151,10 @@ class Trainer:
     def train_step(self, *, stop: bool = False) -> Record:
         """One optimizer step over the global batch; returns its metrics.
 
+        The host waits for the device once, in `_read`, and where a step is checked or measured: for
+        R_g's router similarity every `measure_every` steps, for the corruption check when it is
+        due. Float32 products of experts on a GPU wait too (`longcat.kernels.experts`).
+
         Args:
             stop: this process (rank 0) asks all to end after this step.
 
@@ -156,26 +162,14 @@ class Trainer:
             DivergedError: when the loss or the gradient is no finite number; the weights are
                 then still those of the step before.
         """
-        settings, tally = self.settings, self.tally
         self._enter_stage()
-        measure = self.step % settings.measure_every == 0
-        cursor = self.step + self.skipped
-        tally.clear()
-        self.pieces.clear()
-        whole = self.windows.batch(cursor)
-        targets = count_targets(whole, document_start(self.config))
-        self._forward_backward(whole, cursor, targets, measure=measure)
-        self._tell_clocks(stop)
-        self.pieces.sum_()
-        self.exchange.sum_(tally.row)
-        reading = self.pieces.read(settings.eps)
+        measure = self.step % self.settings.measure_every == 0
+        whole = self.windows.batch(self.step + self.skipped)
+        reading = self._read(self._gradients(whole, measure=measure, stop=stop))
         self._check_finite(reading.norm)
-        if reading.norm > settings.grad_clip:
-            self.pieces.scale(settings.grad_clip / reading.norm)
         lr = self.learning_rate
-        set_learning_rate(self.optimizer, lr)
-        self.optimizer.step()
-        self._control()
+        self._update(lr, reading.norm)
+        tally = self.tally
         took = tally["elapsed"]
         self.step += 1
         self.tokens_seen += round(tally["tokens"])
@@ -189,25 +183,49 @@ class Trainer:
         line["alarms"] += self.corruption.verdict()
         return line
 
-    def _forward_backward(
-        self, whole: Batch, cursor: int, targets: Targets, *, measure: bool
-    ) -> None:
+    def _gradients(self, whole: Batch, *, measure: bool, stop: bool) -> Tensor:
+        """Gradients and sums of the global batch; returns the gradients' norms."""
+        self._sums.clear()
+        self.pieces.clear()
+        self._forward_backward(whole, measure=measure)
+        self._tell_clocks(stop)
+        self.pieces.sum_()
+        self.exchange.sum_(self._sums.row)
+        return self.pieces.norms()
+
+    def _read(self, norms: Tensor) -> GradientReading:
+        """The sums and norms on the host: here a step waits for the device."""
+        figures = torch.cat([self._sums.row, norms]).cpu()
+        sums, norms = figures.split([len(self._sums.row), len(norms)])
+        self.tally.row.copy_(sums)
+        return GradientMonitor(self.settings.eps).of(norms, self.pieces.sizes)
+
+    def _update(self, lr: float, norm: float) -> None:
+        """Clip the gradients, step the weights, move the routers' biases."""
+        if norm > self.settings.grad_clip:
+            self.pieces.scale(self.settings.grad_clip / norm)
+        set_learning_rate(self.optimizer, lr)
+        self.optimizer.step()
+        self._control()
+
+    def _forward_backward(self, whole: Batch, *, measure: bool) -> None:
         """Gradients and sums of this process's micro-batches, or of its stages of all of them."""
+        targets = count_targets(whole, document_start(self.config))
         if self._staged is not None:
             self._staged.run(whole, targets, measure=measure)
             return
-        settings, tally = self.settings, self.tally
+        settings = self.settings
         share = settings.micro_batches // self.exchange.world
         for i in range(share):
             part = self.exchange.rank * share + i
-            batch = self.windows.batch(cursor, part, settings.micro_batches)
+            batch = self.windows.batch(self.step + self.skipped, part, settings.micro_batches)
             with self.corruption.recomputing(i):
                 forward_backward(
                     self.model,
                     batch,
                     targets,
                     settings,
-                    tally,
+                    self._sums,
                     token_bytes=self._token_bytes,
                     measure=measure,
                 )
@@ -216,7 +234,7 @@ class Trainer:
         from longcat.train.parallel.staged import StagedModel, StagedStep
 
         assert isinstance(self.pieces, StagedModel)
-        return StagedStep(self.model, self.pieces, self.settings, self.tally, self._token_bytes)
+        return StagedStep(self.model, self.pieces, self.settings, self._sums, self._token_bytes)
 
     def _enter_stage(self) -> None:
         """Window length and rotary base of the next step, which follow from its number."""
@@ -231,11 +249,11 @@ class Trainer:
     def _tell_clocks(self, stop: bool) -> None:
         """Rank 0's wall time and everybody's processor time since the last step's end."""
         wall, cpu = time.perf_counter(), time.process_time()
-        self.tally.add("cpu_seconds", cpu - self._clock[1])
-        self.tally.add("memory", peak_bytes())
+        self._sums.add("cpu_seconds", cpu - self._clock[1])
+        self._sums.add("memory", peak_bytes())
         if self.exchange.rank == 0:
-            self.tally.add("elapsed", wall - self._clock[0])
-            self.tally.add("stop", float(stop))
+            self._sums.add("elapsed", wall - self._clock[0])
+            self._sums.add("stop", float(stop))
         self._clock = (wall, cpu)
 
     @torch.no_grad()
@@ -246,7 +264,7 @@ class Trainer:
             self.controller.frozen = True
         routers = self.routers
         bias = torch.stack([router.e_score_correction_bias for router in routers])
-        counts = torch.cat([self.tally.counts, self.tally.draft_counts[None]])[: len(routers)]
+        counts = torch.cat([self._sums.counts, self._sums.draft_counts[None]])[: len(routers)]
         fresh = self.controller.update(bias, counts.round().to(torch.int64))
         for router, row in zip(routers, fresh, strict=True):
             router.e_score_correction_bias.copy_(row)
@@ -272,18 +290,3 @@ class Trainer:
                 f"{self.tally['nll'] / max(1, self.tally['targets'])}, gradient norm {norm}); "
                 "start again with a lower --lr"
             )
-
-
-def _windows(
-    tokens: NDArray[np.integer], settings: TrainSettings, bos: int
-) -> Windows | PackedWindows:
-    """The batches of a run: of flat text, or of packed conversations."""
-    if settings.sft:
-        return PackedWindows(tokens, batch_size=settings.batch_size, seed=settings.seed, bos=bos)
-    return Windows(
-        tokens,
-        seq_len=settings.seq_len,
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-        document_start=bos if settings.document_mask else None,
-    )

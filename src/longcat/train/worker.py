@@ -18,6 +18,7 @@ class WorkerTask:
         directory: the run. rank, world: who it is. store: where to meet.
         parent: process id of rank 0. terminal: a file descriptor of rank 0's standard error, for
             when rank 0 can no longer speak; None where it has none.
+        device: cpu, or cuda for the GPU of its rank.
         verify: make steps twice first. expert_parallel, fsdp, pipeline: the layout.
     """
 
@@ -27,6 +28,7 @@ class WorkerTask:
     store: str
     parent: int
     terminal: int | None = None
+    device: str = "cpu"
     verify: bool = False
     expert_parallel: int = 1
     fsdp: bool = False
@@ -39,7 +41,10 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     task = WorkerTask(**json.loads(sys.stdin.read()))
 
+    import torch
+
     from longcat.train.allocator import keep_freed_memory
+    from longcat.train.device import own_device
     from longcat.train.exchange import limit_threads, meet, open_store, signs_of
     from longcat.train.loop import work
     from longcat.train.parallel.layout import Layout
@@ -50,7 +55,8 @@ def main() -> int:
     store.set(f"arrived-{task.rank}", "yes")
     layout = Layout(expert_parallel=task.expert_parallel, fsdp=task.fsdp, pipeline=task.pipeline)
     signs = open_store(signs_of(task.store))
-    exchange = meet(store, task.rank, task.world, layout, signs)
+    device = own_device(torch.device(task.device), task.rank)
+    exchange = meet(store, task.rank, task.world, layout, signs, device=device)
     try:
         work(Path(task.directory), exchange, verify=task.verify)
     except (ValueError, OSError) as error:

@@ -17,6 +17,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
+import torch
+
+from longcat.train.device import CPU
 from longcat.train.errors import RunError
 from longcat.train.exchange import Exchange, Store, meet, open_store, signs_of
 from longcat.train.parallel.layout import Layout
@@ -31,6 +34,7 @@ class Workers:
     Args:
         directory: the run; it must hold a snapshot, from which every process starts.
         processes: how many there are in all, this one included. layout: how they divide the model.
+        device: what this one computes on; the others take the GPUs after the first, or the CPU too.
         verify: whether they make steps twice first.
     """
 
@@ -40,8 +44,10 @@ class Workers:
         processes: int,
         layout: Layout | None = None,
         *,
+        device: torch.device = CPU,
         verify: bool = False,
     ) -> None:
+        self._device = device
         self._directory = directory
         self._layout = layout or Layout()
         self._verify = verify
@@ -50,7 +56,7 @@ class Workers:
         self._logs: list[IO[str]] = []
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._terminal: int | None = None
-        self.exchange = Exchange()
+        self.exchange = Exchange(device=device)
 
     def __enter__(self) -> "Workers":
         if self._world == 1:
@@ -70,12 +76,14 @@ class Workers:
                     store=meeting,
                     parent=os.getpid(),
                     terminal=self._terminal,
+                    device=self._device.type,
                     verify=self._verify,
                     **asdict(self._layout),
                 )
                 self._start(task, environment)
             self._wait_for(store)
-            self.exchange = meet(store, 0, self._world, self._layout, open_store(signs_of(meeting)))
+            signs = open_store(signs_of(meeting))
+            self.exchange = meet(store, 0, self._world, self._layout, signs, device=self._device)
         except BaseException:
             self._end()
             raise

@@ -16,8 +16,12 @@ TORCHRUN = {"RANK": "3", "WORLD_SIZE": "8", "MASTER_ADDR": "a", "MASTER_PORT": "
 def test_a_launch_is_known_by_its_environment():
     assert launched({}) is None
     assert launched({"RANK": "1"}) is None
-    assert launched(TORCHRUN) == Launch(rank=3, world=8, local=8)
-    assert launched({**TORCHRUN, "LOCAL_WORLD_SIZE": "4"}) == Launch(rank=3, world=8, local=4)
+    assert launched(TORCHRUN) == Launch(rank=3, world=8, local=8, local_rank=3)
+    assert launched({**TORCHRUN, "LOCAL_WORLD_SIZE": "4"}) == Launch(
+        rank=3, world=8, local=4, local_rank=3
+    )
+    second_machine = {**TORCHRUN, "RANK": "5", "LOCAL_WORLD_SIZE": "4", "LOCAL_RANK": "1"}
+    assert launched(second_machine) == Launch(rank=5, world=8, local=4, local_rank=1)
     with pytest.raises(RunError, match="not MASTER_ADDR, MASTER_PORT; start it by torchrun"):
         launched({"RANK": "0", "WORLD_SIZE": "2"})
 

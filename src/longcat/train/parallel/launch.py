@@ -13,16 +13,17 @@ import os
 import signal
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from longcat.train.allocator import keep_freed_memory
+from longcat.train.device import CPU, backend_of, own_device
 from longcat.train.errors import RunError
-from longcat.train.exchange import Exchange, limit_threads, use_loopback
+from longcat.train.exchange import PATIENCE, Exchange, limit_threads, use_loopback
 from longcat.train.parallel.layout import Layout
 
 
@@ -32,11 +33,13 @@ class Launch:
 
     Args:
         rank: 0 owns terminal and files. world: processes. local: those on this machine.
+        local_rank: this one's number among them.
     """
 
     rank: int
     world: int
     local: int
+    local_rank: int
 
 
 def launched(environment: Mapping[str, str] = os.environ) -> Launch | None:
@@ -59,6 +62,7 @@ def launched(environment: Mapping[str, str] = os.environ) -> Launch | None:
         rank=int(environment["RANK"]),
         world=int(environment["WORLD_SIZE"]),
         local=int(environment.get("LOCAL_WORLD_SIZE", environment["WORLD_SIZE"])),
+        local_rank=int(environment.get("LOCAL_RANK", environment["RANK"])),
     )
 
 
@@ -70,21 +74,29 @@ class Launched:
     """
 
     def __init__(
-        self, launch: Launch, directory: Path, layout: Layout, *, verify: bool = False
+        self,
+        launch: Launch,
+        directory: Path,
+        layout: Layout,
+        *,
+        device: torch.device = CPU,
+        verify: bool = False,
     ) -> None:
         self._launch = launch
+        self._device = device
         self._task = {
             "directory": str(directory.resolve()),
             "layout": asdict(layout),
             "verify": verify,
+            "device": device.type,
         }
         self._layout = layout
         self.exchange = Exchange()
 
     def __enter__(self) -> "Launched":
-        signs = _join(self._launch)
+        signs = _join(self._launch, self._device)
         dist.broadcast_object_list([self._task], src=0)
-        self.exchange = Exchange(0, self._launch.world, self._layout, signs)
+        self.exchange = Exchange(0, self._launch.world, self._layout, signs, device=self._device)
         return self
 
     def __exit__(
@@ -96,39 +108,49 @@ class Launched:
         self.exchange.close()
 
 
-def follow(launch: Launch) -> None:
+def follow(launch: Launch, kind: torch.device = CPU) -> None:
     """What every process but rank 0 does: wait for the run, work on it, say nothing.
 
+    Args:
+        kind: of device to compute on, the same as rank 0's.
+
     Raises:
-        RunError: when another process is gone.
+        RunError: when another process is gone, or computes on something else.
     """
     from longcat.train.loop import work
 
+    device = own_device(kind, launch.local_rank)
     limit_threads(1)
     keep_freed_memory()
-    signs = _join(launch)
+    signs = _join(launch, device)
     told: list[Any] = [None]
     try:
         dist.broadcast_object_list(told, src=0)
     except RuntimeError as error:
         raise RunError("train: rank 0 ended before the run began; its message says why") from error
+    if told[0]["device"] != device.type:
+        raise RunError(
+            f"train: rank 0 computes on {told[0]['device']}, rank {launch.rank} on {device.type}; "
+            "give every process the same --device"
+        )
     # From here on: torchrun passes an interruption on to all, and rank 0 alone decides what it
     # means; when a process has died it asks the others to end, who find out and say so themselves.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    exchange = Exchange(launch.rank, launch.world, Layout(**told[0]["layout"]), signs)
+    layout = Layout(**told[0]["layout"])
+    exchange = Exchange(launch.rank, launch.world, layout, signs, device=device)
     try:
         work(Path(told[0]["directory"]), exchange, verify=told[0]["verify"])
     finally:
         exchange.close()
 
 
-def _join(launch: Launch) -> Any:
+def _join(launch: Launch, device: torch.device) -> Any:
     """Meet the others; returns a store of its own for their signs of life."""
     if launch.local == launch.world:
         use_loopback()
     try:
-        dist.init_process_group("gloo", timeout=timedelta(minutes=30))
+        dist.init_process_group(backend_of(device), timeout=PATIENCE)
         return dist.TCPStore(  # type: ignore[attr-defined]
             os.environ["MASTER_ADDR"],
             int(os.environ["MASTER_PORT"]),

@@ -14,7 +14,7 @@ may be resumed with another one.
 
 from dataclasses import dataclass
 
-from longcat.flash import FlashConfig
+from longcat.flash import FlashConfig, count_parameters
 from longcat.train.errors import RunError
 from longcat.train.settings import TrainSettings
 
@@ -94,6 +94,16 @@ class Layout:
         asked = [name for name, is_set in alone.items() if is_set]
         if asked:
             raise RunError(f"train: --pipeline does not go with {', '.join(asked)}; leave one out")
+
+    def share(self, world: int, config: FlashConfig) -> float:
+        """About which part of the weights a process holds, 0 to 1."""
+        if self.fsdp or self.pipeline:
+            return 1 / world
+        counts = count_parameters(config)
+        router, width = config.router, config.moe.expert_ffn_hidden_size
+        one = 3 * config.hidden_size * width * config.num_layers
+        experts = router.n_routed_experts * one / counts.total_parameters
+        return 1 - experts + experts / self.expert_parallel
 
     def describe(self, world: int) -> str:
         """One phrase for the preflight card."""

@@ -11,15 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from longcat.flash import FlashModel
-from longcat.optim import GradientMonitor, GradientReading
 from longcat.train.exchange import Exchange
 
 
 class Pieces(Protocol):
     """The parameters that this process steps, and operations on their gradients.
 
-    Each step: `clear`, backward passes, `sum_` over processes, `read`, perhaps `scale`.
+    Each step: `clear`, backward passes, `sum_` over processes, `norms`, perhaps `scale`. None of
+    them waits for the device.
+
+    Attributes:
+        sizes: [P] elements of each tensor of the whole model, in the order of `norms`.
     """
+
+    sizes: Tensor
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """(name, the part of it held here) of all that is trained; gradients are in `.grad`."""
@@ -30,8 +35,8 @@ class Pieces(Protocol):
     def sum_(self) -> None:
         """Make each held gradient that of the global batch."""
 
-    def read(self, eps: float) -> GradientReading:
-        """Norms over the whole model, the same in every process."""
+    def norms(self) -> Tensor:
+        """[P] float64, on the device: of each tensor's gradient, the same in every process."""
 
     def scale(self, factor: float) -> None:
         """Multiply the gradients."""
@@ -74,7 +79,9 @@ class WholeModel:
     def __init__(self, model: FlashModel, exchange: Exchange) -> None:
         self._model = model
         self._exchange = exchange
-        self.gradients = flat_gradients([p for p in model.parameters() if p.requires_grad])
+        trained = [p for p in model.parameters() if p.requires_grad]
+        self.gradients = flat_gradients(trained)
+        self.sizes = torch.tensor([p.numel() for p in trained])
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """See `Pieces`, as for the methods below."""
@@ -88,9 +95,10 @@ class WholeModel:
         """One all-reduce."""
         self._exchange.sum_(self.gradients)
 
-    def read(self, eps: float) -> GradientReading:
+    def norms(self) -> Tensor:
         """Of what is here."""
-        return GradientMonitor(eps).read(self._model.parameters())
+        gradients = [p.grad for p in self._model.parameters() if p.grad is not None]
+        return torch.stack(torch._foreach_norm(gradients)).double()
 
     def scale(self, factor: float) -> None:
         """One product."""
@@ -109,7 +117,8 @@ def flat_gradients(parameters: list[nn.Parameter]) -> Tensor:
     """One buffer that all gradients are views of, so that one all-reduce takes them all."""
     sizes = [p.numel() for p in parameters]
     dtype = parameters[0].dtype if parameters else torch.float32
-    flat = torch.zeros(sum(sizes), dtype=dtype)
+    device = parameters[0].device if parameters else None
+    flat = torch.zeros(sum(sizes), dtype=dtype, device=device)
     for parameter, view in zip(parameters, flat.split(sizes), strict=True):
         parameter.grad = view.view_as(parameter)
     return flat

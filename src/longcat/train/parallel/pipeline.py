@@ -56,7 +56,8 @@ class Stage(nn.Module):
         self.mtp = model.model.mtp if is_last else None
         self._draft_attentions = model.config.mtp_attentions
         shape = (model.config.num_layers, model.config.router.n_experts)
-        self.counts = torch.zeros(shape, dtype=torch.int64)
+        device = next(self.parameters()).device
+        self.counts = torch.zeros(shape, dtype=torch.int64, device=device)
 
     def forward(self, x: Tensor, next_ids: Tensor) -> Tensor | tuple[Tensor, ...]:
         """ids [B,T] or hidden states [B,T,D] to hidden states; the last stage to its outputs.
@@ -110,6 +111,7 @@ class Pipeline:
             what is differentiated, so divide by global counts.
         micro_batches: at least 2P, so that the V is full. batch: windows of one of them.
         seq_len: tokens per window. group: the P processes, None for all.
+        device: of the stages, the model's when it is not given.
         stages: this process's, when they have been made already.
 
     Raises:
@@ -125,6 +127,7 @@ class Pipeline:
         batch: int,
         seq_len: int,
         group: dist.ProcessGroup | None = None,
+        device: torch.device | None = None,
         stages: list[Stage] | None = None,
     ) -> None:
         rank, world = dist.get_rank(group), dist.get_world_size(group)
@@ -136,9 +139,14 @@ class Pipeline:
             )
         self._group = group
         self._is_end = rank == 0
-        ids = torch.zeros(batch, seq_len, dtype=torch.int64)
+        self._device = device or model.lm_head.weight.device
+        ids = torch.zeros(batch, seq_len, dtype=torch.int64, device=self._device)
         wide = torch.zeros(
-            batch, seq_len, model.config.hidden_size, dtype=model.lm_head.weight.dtype
+            batch,
+            seq_len,
+            model.config.hidden_size,
+            dtype=model.lm_head.weight.dtype,
+            device=self._device,
         )
         logits = wide.new_zeros(batch, seq_len, model.config.vocab_size, requires_grad=True)
         wide.requires_grad_()  # or the schedule sends no gradients back
@@ -150,7 +158,7 @@ class Pipeline:
                     stage,
                     number,
                     count,
-                    torch.device("cpu"),
+                    self._device,
                     input_args=ids if number == 0 else wide,
                     output_args=last if number == count - 1 else wide,
                     group=group,
@@ -179,8 +187,9 @@ class Pipeline:
             self._schedule.step(ids, target=targets, losses=losses, next_ids=next_ids)
         else:
             self._schedule.step(next_ids=next_ids)
-        total = torch.stack(losses).sum().detach() if losses else torch.zeros(())
-        total = total.to(torch.float64)
+        total = torch.zeros((), dtype=torch.float64, device=self._device)
+        if losses:
+            total += torch.stack(losses).sum().detach()
         counts = torch.stack([stage.counts for stage in self.stages]).sum(dim=0)
         dist.all_reduce(total, group=self._group)
         dist.all_reduce(counts, group=self._group)

@@ -69,7 +69,7 @@ class ShardedSaver:
             self._prepared.tokenizer.save(folder)
             text = json.dumps(trainer.model.config.to_hf(), indent=1)  # the rope base in force
             (folder / "config.json").write_text(text, encoding="utf-8")
-        copies = {name: tensor.detach().clone() for name, tensor in _tensors(trainer).items()}
+        copies = {name: _kept(tensor) for name, tensor in _tensors(trainer).items()}
         writing = async_save(copies, checkpoint_id=folder / SHARDED, process_group=self._group)
         self._begun = (trainer.step, folder, cast("Future[Any]", writing))
 
@@ -155,6 +155,11 @@ def _tensors(trainer: Trainer) -> dict[str, Tensor]:
     tensors["controller/error"] = trainer.controller.error.clone()
     tensors["controller/previous_error"] = trainer.controller.previous_error.clone()
     return tensors
+
+
+def _kept(tensor: Tensor) -> Tensor:
+    """A copy that the next step leaves alone. A GPU's is made by torch, on the host, right away."""
+    return tensor.detach() if tensor.is_cuda else tensor.detach().clone()
 
 
 def _move(source: Path, target: Path) -> None:

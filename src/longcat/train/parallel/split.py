@@ -42,7 +42,6 @@ from torch.distributed.tensor import (
 
 from longcat.flash import FlashModel
 from longcat.moe import ExpertParallel, MoE
-from longcat.optim import GradientMonitor, GradientReading
 from longcat.train.exchange import Exchange
 from longcat.train.parallel.layout import Layout
 from longcat.train.parallel.pieces import flat_gradients
@@ -75,7 +74,7 @@ class SplitModel:
         self._exchange = exchange
         layout, world = exchange.layout, exchange.world
         self._mesh = init_device_mesh(
-            "cpu",
+            exchange.device.type,
             (world // layout.expert_parallel, layout.expert_parallel),
             mesh_dim_names=("data", "expert"),
         )
@@ -88,9 +87,11 @@ class SplitModel:
         everybody = self._mesh._flatten("all") if layout.fsdp else None
         if everybody is not None:
             _shard(model, everybody, self._mesh["data"], half=half)
+        model.to(exchange.device)  # fully_shard has moved its units there one by one
         self._places = {n: _place(n, shapes[n], layout, self._mesh, everybody) for n in trained}
         self._owners = {n: p for n, p in model.named_parameters() if n in self._places}
         self._held = {n: _held(p) for n, p in self._owners.items()}
+        self.sizes = torch.tensor([self._places[n].shape.numel() for n in self._held])
         self._flat: list[tuple[Tensor, Any]] = []
         if not layout.fsdp:
             experts = [p for n, p in self._held.items() if ".experts." in n]
@@ -122,19 +123,18 @@ class SplitModel:
                 held.grad = torch.zeros_like(held) if owner.grad is None else _local(owner.grad)
 
     @torch.no_grad()
-    def read(self, eps: float) -> GradientReading:
+    def norms(self) -> Tensor:
         """Squares are summed over the pieces of each tensor, each piece once."""
         squares = torch.stack(
             [
                 p.grad.double().square().sum() / self._places[n].copies
                 if p.grad is not None
-                else torch.zeros((), dtype=torch.float64)
+                else torch.zeros((), dtype=torch.float64, device=p.device)
                 for n, p in self._held.items()
             ]
         )
         self._exchange.sum_(squares)
-        sizes = torch.tensor([self._places[n].shape.numel() for n in self._held])
-        return GradientMonitor(eps).of(squares.sqrt(), sizes)
+        return squares.sqrt()
 
     @torch.no_grad()
     def scale(self, factor: float) -> None:

@@ -15,15 +15,13 @@ Source: report section 5; see `parallel.pipeline` for the schedule.
 from collections.abc import Iterator
 from functools import partial
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from longcat.flash import FlashModel
 from longcat.moe import MoERecord
-from longcat.optim import GradientMonitor, GradientReading
 from longcat.train.batches import Batch
+from longcat.train.device import sent
 from longcat.train.exchange import Exchange
 from longcat.train.parallel.pieces import flat_gradients
 from longcat.train.parallel.pipeline import Pipeline, make_stages
@@ -48,12 +46,15 @@ class StagedModel:
         self.stages = make_stages(model, exchange.rank, exchange.world)
         own = {id(p) for stage in self.stages for p in stage.parameters()}
         trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-        self._sizes = torch.tensor([p.numel() for _, p in trained])
+        self.sizes = torch.tensor([p.numel() for _, p in trained])
         self._places = {n: i for i, (n, _) in enumerate(trained)}
         self._held = {n: p for n, p in trained if id(p) in own}
         for name, parameter in trained:
             if name not in self._held:
                 parameter.data = parameter.data.new_empty(0)  # another process's
+        model.to(exchange.device)
+        for stage in self.stages:
+            stage.counts = stage.counts.to(exchange.device)
         self._gradients = flat_gradients(list(self._held.values()))
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -68,14 +69,15 @@ class StagedModel:
         """Nothing: all micro-batches came by here."""
 
     @torch.no_grad()
-    def read(self, eps: float) -> GradientReading:
+    def norms(self) -> Tensor:
         """Each tensor's norm comes from the process that holds it."""
-        norms = torch.zeros(len(self._places), dtype=torch.float64)
+        device = self._exchange.device
+        norms = torch.zeros(len(self._places), dtype=torch.float64, device=device)
         for name, parameter in self._held.items():
             assert parameter.grad is not None
             norms[self._places[name]] = parameter.grad.double().norm()
         self._exchange.sum_(norms)
-        return GradientMonitor(eps).of(norms, self._sizes)
+        return norms
 
     def scale(self, factor: float) -> None:
         """One product."""
@@ -95,7 +97,7 @@ class StagedStep:
 
     Args:
         pieces: of this process. tally: takes the sums of what is computed here.
-        token_bytes: [V] bytes each id stands for.
+        token_bytes: [V] int64 bytes each id stands for, on the device.
     """
 
     def __init__(
@@ -104,8 +106,9 @@ class StagedStep:
         pieces: StagedModel,
         settings: TrainSettings,
         tally: Tally,
-        token_bytes: NDArray[np.int64],
+        token_bytes: Tensor,
     ) -> None:
+        self._device = tally.row.device
         self._model, self._pieces, self._settings = model, pieces, settings
         self._tally, self._token_bytes = tally, token_bytes
         self._bos = document_start(model.config)
@@ -114,21 +117,22 @@ class StagedStep:
         self._wants_agreement = False
         for stage in pieces.stages:
             stage.seen = self._seen
-            stage.arithmetic = partial(arithmetic, settings)
+            stage.arithmetic = partial(arithmetic, settings, self._device)
         self._pipeline = Pipeline(
             model,
             self._loss,
             micro_batches=settings.micro_batches,
             batch=settings.batch_size // settings.micro_batches,
             seq_len=settings.seq_len,
+            device=self._device,
             stages=pieces.stages,
         )
 
     def run(self, batch: Batch, targets: Targets, *, measure: bool) -> None:
         """Add the gradients of all micro-batches to the stages held here, and tally their sums."""
         self._targets = targets
-        ids, next_ids = torch.from_numpy(batch.inputs), torch.from_numpy(batch.next_ids)
-        after_next = torch.from_numpy(batch.after_next)
+        ids, next_ids = sent(batch.inputs, self._device), sent(batch.next_ids, self._device)
+        after_next = sent(batch.after_next, self._device)
         wanted = torch.stack([next_ids, after_next], dim=-1)
         self._wants_agreement = measure
         if measure and self._model.config.router.n_routed_experts:
@@ -145,11 +149,11 @@ class StagedStep:
         main, after_next = wanted.unbind(dim=-1)
         # The pass for R_g has the same losses, and nobody reads what it tallies.
         tally = (
-            Tally(self._model.config, self._settings.balance_groups)
+            Tally(self._model.config, self._settings.balance_groups, self._device)
             if self._measures
             else self._tally
         )
-        with arithmetic(self._settings):
+        with arithmetic(self._settings, self._device):
             loss, total = add_losses(
                 (logits, last_layer, drafts[0] if drafts else None),
                 (main, after_next),

@@ -19,8 +19,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from longcat.train.batches import Batch, epoch_order, numbers_of
+from longcat.train.batches import Batch, Windows, epoch_order, numbers_of
 from longcat.train.errors import DataError
+from longcat.train.settings import TrainSettings
 
 IDS, LEARNED, CHAT = range(3)  # the rows of a window
 
@@ -153,3 +154,18 @@ def real_ids(windows: NDArray[np.integer]) -> NDArray[np.integer]:
     """The ids of all conversations one after another, flat, without padding."""
     ids: NDArray[np.integer] = windows[:, IDS][windows[:, CHAT] > 0]
     return ids
+
+
+def windows_of(
+    tokens: NDArray[np.integer], settings: TrainSettings, bos: int
+) -> Windows | PackedWindows:
+    """The batches of a run: of flat text, or of packed conversations."""
+    if settings.sft:
+        return PackedWindows(tokens, batch_size=settings.batch_size, seed=settings.seed, bos=bos)
+    return Windows(
+        tokens,
+        seq_len=settings.seq_len,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        document_start=bos if settings.document_mask else None,
+    )

@@ -18,6 +18,7 @@ from longcat.flash import FlashModel
 from longcat.flash.chat import chat_format, decode_reply, encode_prompt
 from longcat.flash.tokenizer import Tokenizer
 from longcat.serve import SamplingParams, decode
+from longcat.train.device import sent
 from longcat.train.errors import DataError
 from longcat.train.evaluate import BATCH, HeldOut
 from longcat.train.sft.chats import Chat
@@ -55,27 +56,28 @@ def score_chats(
     nats = np.zeros((len(windows), window))
     learned = np.zeros((len(windows), window), dtype=np.bool_)
     ffn = np.zeros((model.config.num_layers, len(windows), window), dtype=np.int64)
+    device = model.lm_head.weight.device
     for first in range(0, len(windows), BATCH):
         rows = slice(first, first + BATCH)
         batch = as_batch(windows[rows], _NO_TARGET)
         assert batch.document_ids is not None
         output = model(
-            torch.from_numpy(batch.inputs),
+            sent(batch.inputs, device),
             output_router=True,
-            document_ids=torch.from_numpy(batch.document_ids),
+            document_ids=sent(batch.document_ids, device),
         )
         wanted = batch.targets(_NO_TARGET)
         cost = cross_entropy(
             output.logits.flatten(0, 1).float(),
-            torch.from_numpy(wanted).flatten(),
+            sent(wanted, device).flatten(),
             ignore_index=_NO_TARGET,
             reduction="none",
         ).view(wanted.shape)
-        nats[rows, 1:] = cost[:, :-1].double().numpy()
+        nats[rows, 1:] = cost[:, :-1].double().cpu().numpy()
         learned[rows, 1:] = wanted[:, :-1] != _NO_TARGET
         assert output.router is not None
         for layer, routing in enumerate(output.router):
-            ffn[layer, rows] = routing.ffn_per_token.view(wanted.shape).numpy()
+            ffn[layer, rows] = routing.ffn_per_token.view(wanted.shape).cpu().numpy()
     real = windows[:, CHAT] > 0
     ids = windows[:, IDS][real].astype(np.int64)
     lengths = np.array([len(b) for b in tokenizer.token_bytes()])[ids]

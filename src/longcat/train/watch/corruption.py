@@ -63,7 +63,7 @@ class CorruptionCheck:
         self._recheck = Recheck(self.trainer.layers[layer].self_attn[which])
         with self._recheck.watching():
             yield
-        with arithmetic(self.trainer.settings):
+        with arithmetic(self.trainer.settings, self.trainer.device):
             self._recheck.compare()
 
     def verdict(self) -> list[Alarm]:

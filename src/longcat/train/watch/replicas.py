@@ -31,7 +31,7 @@ def fingerprint(tensor: Tensor) -> int:
     """The hash of a tensor's bits, 0 to 2^52 - 1."""
     octets = as_bytes(tensor)
     words = octets.view(torch.int32) if octets.numel() % 4 == 0 else octets
-    places = torch.arange(words.numel(), dtype=torch.int64) * 2 + 1
+    places = torch.arange(words.numel(), dtype=torch.int64, device=words.device) * 2 + 1
     return int((words.to(torch.int64) * places).sum()) & _MASK
 
 

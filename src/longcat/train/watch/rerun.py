@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from longcat.train.device import name_of
 from longcat.train.exchange import Exchange
 from longcat.train.prepare import Prepared
 from longcat.train.settings import TrainSettings
@@ -21,21 +22,21 @@ class Rerun:
     """What two runs of the same steps gave; the same in every process.
 
     Attributes:
-        steps: how many were made twice. processes: that made them. compared: names of what was
-            compared. differing: (step, name, process) of what was not the same, by step.
+        steps: how many were made twice. processes: that made them. where: what each had to compute
+            with. compared: names of what was compared. differing: (step, name, process) of what
+            was not the same, by step.
     """
 
     steps: int
     processes: int
+    where: str
     compared: tuple[str, ...]
     differing: tuple[tuple[int, str, int], ...]
 
     def sentence(self) -> str:
         """The verdict in words."""
-        threads = torch.get_num_threads()
         many = "one process" if self.processes == 1 else f"{self.processes} processes"
-        where = f"{many} of {threads} thread" + "s" * (threads > 1)
-        made = f"determinism: {self.steps} steps made twice in {where}"
+        made = f"determinism: {self.steps} steps made twice in {many} {self.where}"
         if not self.differing:
             return f"{made}, every bit the same in {', '.join(self.compared)}"
         first = self.differing[0][0]
@@ -74,7 +75,13 @@ def rerun(
         (first[step][0], names[name], process)
         for step, name, process in differs.permute(1, 2, 0).nonzero().tolist()
     ]
-    return Rerun(steps=steps, processes=exchange.world, compared=names, differing=tuple(differing))
+    return Rerun(
+        steps=steps,
+        processes=exchange.world,
+        where=_where(exchange.device),
+        compared=names,
+        differing=tuple(differing),
+    )
 
 
 def _recorded(
@@ -112,4 +119,11 @@ def _by_steps(settings: TrainSettings) -> TrainSettings:
 
 
 def _flat(tensors: list[Tensor]) -> Tensor:
-    return torch.cat([tensor.flatten() for tensor in tensors])
+    return torch.cat([tensor.flatten() for tensor in tensors]).cpu()
+
+
+def _where(device: torch.device) -> str:
+    if device.type != "cpu":
+        return f"on {name_of(device)}"
+    threads = torch.get_num_threads()
+    return f"of {threads} thread" + "s" * (threads > 1)

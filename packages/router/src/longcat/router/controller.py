@@ -60,20 +60,26 @@ class BiasController:
         router: the routers' sizes (the same in every layer).
         num_layers: L.
         gains: see ControllerConfig; the default is the published integral law.
+        device: of the error history; it follows the counts.
 
     With N = 0 there is nothing to control and `update` returns the biases as they are.
     """
 
     def __init__(
-        self, router: RouterConfig, num_layers: int, gains: ControllerConfig | None = None
+        self,
+        router: RouterConfig,
+        num_layers: int,
+        gains: ControllerConfig | None = None,
+        *,
+        device: torch.device | None = None,
     ) -> None:
         self.router = router
         self.gains = gains or ControllerConfig()
         shape = (num_layers, router.n_experts)
         self.step = 0
         self.frozen = False
-        self.error = torch.zeros(shape, dtype=torch.float64)
-        self.previous_error = torch.zeros(shape, dtype=torch.float64)
+        self.error = torch.zeros(shape, dtype=torch.float64, device=device)
+        self.previous_error = torch.zeros(shape, dtype=torch.float64, device=device)
 
     @property
     def mu(self) -> float:
@@ -101,7 +107,8 @@ class BiasController:
 
         Args:
             bias: [L, E] float32 or float64.
-            counts: [L, E] int64 slots per expert over the global batch, padding excluded.
+            counts: [L, E] int64 slots per expert over the global batch, padding excluded; where
+                they lie the errors are kept from then on, and nobody waits for them.
 
         Raises:
             ValueError: when a shape is not [num_layers, N+Z].
@@ -114,9 +121,8 @@ class BiasController:
                 )
         if self.router.n_routed_experts == 0 or self.frozen:
             return bias
-        counts = counts.cpu()
         now = self.expert_error(counts)
-        before, earlier = self.error, self.previous_error
+        before, earlier = self.error.to(now.device), self.previous_error.to(now.device)
         delta = (
             self.mu * now
             + self.gains.k_p * (now - before)

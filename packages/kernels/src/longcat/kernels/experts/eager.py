@@ -59,7 +59,7 @@ def _grouped_mm_takes(rows: Tensor, weight: Tensor) -> bool:
     """torch's grouped_mm: float32 or bfloat16 (float16), row strides of whole 16-byte words."""
     if rows.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return False
-    if rows.is_cuda and rows.dtype != torch.bfloat16:
+    if rows.device.type != "cpu" and rows.dtype != torch.bfloat16:
         return False  # on CUDA the kernel itself is bfloat16 only
     size = rows.element_size()
     return all(width * size % 16 == 0 for width in weight.shape[1:])
