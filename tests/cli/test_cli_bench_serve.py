@@ -108,6 +108,28 @@ def test_a_part_measured_anew_takes_the_place_of_its_own_tables_alone() -> None:
     assert parts.merged({}, header, "decode", rows) == rows
 
 
+def test_rows_measured_anew_take_the_places_of_those_of_their_model_and_precision() -> None:
+    def row(model: str, precision: str, ms: float) -> dict[str, str | float]:
+        return {"model": model, "precision": precision, "ms": ms}
+
+    header = {"hardware": {"cpu": "a"}, "versions": {"torch": "2"}}
+    old = [row("a", "float32", 1.0), row("a", "float32", 2.0), row("b", "float32", 3.0)]
+    new = [row("a", "float32", 4.0), row("c", "bfloat16", 5.0)]
+    rows: parts.Tables = {"decode": new, "bandwidth": []}
+    kept = parts.merged({**header, "decode": old}, header, "decode", rows)
+    assert kept["decode"] == [new[0], old[2], new[1]]
+    assert parts.merged({"decode": old}, header, "decode", rows)["decode"] == new
+
+
+def test_rows_are_named_by_words_of_their_model_and_precision() -> None:
+    assert parts.chosen([], "bench float32") == ["prefill", "decode", "ragged", "prefix"]
+    assert parts.chosen([], "nano") == ["drafts", "quality"]
+    assert parts.chosen(["decode"], "bfloat16") == ["decode"]
+    for words in ("benc", "nano bench", "float32 bfloat16"):
+        with pytest.raises(ValueError, match=f"--rows '{words}' fits no row of prefill"):
+            parts.chosen([], words)
+
+
 def test_a_part_that_there_is_not_is_one_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,6 +15,7 @@ from longcat.flash.int8 import to_int8
 from longcat.flash.packed import PackedModel, as_served, attention, ffn, maps
 from longcat.kernels import exact, onednn, use_backend
 from longcat.kernels.linear import packed as packed_linear
+from longcat.kernels.route import eager as route
 from longcat.moe import StandardBlock
 from longcat.serve import Engine, EngineConfig, PagedModel, Request, SamplingParams
 from longcat.serve.latents import Latents
@@ -87,6 +88,40 @@ def test_a_packed_pass_gives_the_models_numbers(
     own = {"scmoe head": {"mtp_layer": "scmoe"}, "no head": {"num_nextn_predict_layers": 0}}
     model = random_model(tiny_config(**own.get(case, parity_cases.get(case))), dtype=dtype).eval()
     assert apart(one_pass(PackedModel(model), dtype), one_pass(model, dtype)) < BOUNDS[dtype]
+
+
+@pytest.mark.parametrize("case", ["base", "no identity experts", "identity experts only"])
+@torch.inference_mode()
+def test_so_does_a_single_token(tiny_config, random_model, parity_cases, case):
+    model = random_model(tiny_config(**parity_cases[case])).eval()
+    results = []
+    for form in (PackedModel(model), model):
+        latents = Latents(form.latent_layout, 3, 4)
+        for place in range(6):
+            table, places = torch.tensor([[2, 1]]), torch.tensor([[place]])
+            ragged, positions = _lay_out(latents, table, places, [])
+            ids = torch.tensor([7 * place + 5])
+            hidden = form.forward_paged(ids, positions, latents.target(ragged))
+        results.append([hidden, *latents.stores[:-1]])
+    assert apart(*results) < BOUNDS[torch.float32]
+
+
+def test_of_equal_scores_the_first_experts_are_chosen(monkeypatch):
+    values = torch.tensor([[0.1, 0.4, 0.2, 0.4, 0.2], [0.5, 0.4, 0.3, 0.2, 0.1]])
+    for count in range(1, 6):
+        assert torch.equal(ffn._highest(values, count), route.highest(values, count))
+    monkeypatch.setattr(route, "highest", lambda values, count: "the careful form")
+    assert ffn._highest(values, 3) == "the careful form"
+    assert ffn._highest(values[1:], 3).tolist() == [[0, 1, 2]]
+
+
+def test_angles_of_positions_never_met_are_those_of_the_first(tiny_config, random_model):
+    mla = random_model(tiny_config()).model.layers[0].self_attn[0]
+    fresh, used = (attention.Rotation(mla, torch.float32) for _ in range(2))
+    for last in (3, 70, 200):
+        used.at(torch.tensor([last]))
+    x, positions = torch.randn(4, 2, 8), torch.tensor([0, 200, 3, 150])
+    assert torch.equal(used.at(positions).turned(x), fresh.at(positions).turned(x))
 
 
 def test_in_bfloat16_it_is_as_near_to_float64_as_the_model(tiny_config, random_model):

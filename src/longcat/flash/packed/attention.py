@@ -13,7 +13,7 @@ from longcat.kernels import RMSNorm
 from longcat.kernels.linear import eager as linear
 from longcat.kernels.mla_prefill import eager as prefill
 
-FEW = 2**19  # multiply-adds; below, float32 products are done before bfloat16 ones have begun
+FEW = 2**19  # multiply-adds below which even latents are turned into float32
 
 
 class Rotation:
@@ -78,9 +78,11 @@ class PackedAttention:
         self._kv_norm = Norm(mla.kv_a_layernorm, c.alpha_kv)
         self._q = joined(mla.q_b_proj, order=_pairs_apart(c.num_heads, c.qk_head_dim, rope))
         self._out = joined(mla.o_proj)
-        # As it is: the absorbed form reads it head by head.
+        # As it is: the absorbed form reads it head by head, of a bfloat16 model in float32, whose
+        # small products are done before bfloat16 ones have begun.
         self._kv = mla.kv_b_proj.weight.detach()
-        by_head = self._kv.view(c.num_heads, -1, c.kv_lora_rank)
+        wide = torch.promote_types(self._kv.dtype, torch.float32)
+        by_head = self._kv.to(wide).view(c.num_heads, -1, c.kv_lora_rank)
         self._w_uk = by_head[:, : c.qk_nope_head_dim]  # [H,dn,C]
         self._w_uv = by_head[:, c.qk_nope_head_dim :].mT  # [H,C,dv]
         self._scale = c.softmax_scale * c.alpha_q
@@ -111,17 +113,19 @@ class PackedAttention:
         return self._expanded(q_nope, q_rope, group)
 
     def _absorbed(self, q_nope: Tensor, q_rope: Tensor, group: Group, places: Places) -> Tensor:
-        c, latents, dtype = self._config, group.latents, q_nope.dtype
-        q = torch.bmm(q_nope.transpose(0, 1), self._w_uk).transpose(0, 1)
+        c, latents, dtype, wide = self._config, group.latents, q_nope.dtype, self._w_uk.dtype
+        q = torch.bmm(q_nope.transpose(0, 1).to(wide), self._w_uk).transpose(0, 1)
         q = torch.cat([q, q_rope], dim=-1).view(len(latents), -1, c.cache_numbers)
-        if dtype == torch.bfloat16 and q.numel() * latents.shape[1] < FEW:
-            q, latents = q.float(), latents.float()
+        if q.numel() * latents.shape[1] < FEW:
+            latents = latents.to(wide)
+        else:
+            q = q.to(latents.dtype)
         width = q.shape[1] // c.num_heads
         unseen = places.unseen(group, width, c.num_heads, q.dtype)
         scores = torch.baddbmm(unseen, q, latents.mT, alpha=self._scale)
-        found = torch.bmm(scores.softmax(dim=-1), latents[..., : c.kv_lora_rank]).to(dtype)
-        found = found.view(-1, c.num_heads, c.kv_lora_rank).transpose(0, 1)
-        return torch.bmm(found, self._w_uv).transpose(0, 1).flatten(1)
+        found = torch.bmm(scores.softmax(dim=-1), latents[..., : c.kv_lora_rank])
+        found = found.view(-1, c.num_heads, c.kv_lora_rank).transpose(0, 1).to(wide)
+        return torch.bmm(found, self._w_uv).transpose(0, 1).flatten(1).to(dtype)
 
     def _expanded(self, q_nope: Tensor, q_rope: Tensor, group: Group) -> Tensor:
         c, (batch, keys) = self._config, group.latents.shape[:2]

@@ -52,8 +52,10 @@ def judge(
 
     Row r holds accepted[r] drafts, then one token more; what is behind it means nothing.
     """
-    usable = torch.arange(drafts.count, device=logits.device) < drafts.usable.unsqueeze(1)
     tokens = sampler.choose(logits, positions)
+    if not drafts.count and rules is None:
+        return tokens, torch.zeros_like(drafts.usable)
+    usable = torch.arange(drafts.count, device=logits.device) < drafts.usable.unsqueeze(1)
     agreed = tokens[:, :-1] == drafts.tokens
     if rules is None or drafts.q is None:
         return tokens, _run_length(agreed & usable)

@@ -80,14 +80,19 @@ def _rows(model: PagedModel, sequences: Seq[Sequence], device: torch.device) -> 
             rejecting=_column([p.acceptance != "coupled" for p in params], device),
             guessing=_column([p.acceptance == "target-only" for p in params], device),
         )
+    numbers = [
+        (len(s.tokens) - 1, s.tokens[-1], len(own)) for s, own in zip(sequences, known, strict=True)
+    ]
+    sent = send(torch.tensor(numbers, dtype=torch.int64).view(-1, 3), device)
+    lengths, last, usable = sent.unbind(1)
     return Rows(
         table=_table([s.pages for s in sequences], device),
-        lengths=_words([len(s.tokens) - 1 for s in sequences], device),
-        last=_words([s.tokens[-1] for s in sequences], device),
+        lengths=lengths,
+        last=last,
         speculate=_column([p.speculative is not False for p in params], device)[:, 0],
         drafts=Drafts(
             tokens=_padded(known, drafts, device),
-            usable=_words([len(own) for own in known], device),
+            usable=usable,
             q=None if rules is None else _qs(sequences, drafts, model.vocab_size, device),
         ),
         sampler=Sampler.of(

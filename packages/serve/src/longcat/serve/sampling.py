@@ -46,17 +46,20 @@ class Sampler:
     ) -> "Sampler":
         """The sampler of rows with these parameters, seeds and choice indices."""
 
-        def column(values: Sequence[float], dtype: torch.dtype) -> Tensor:
-            return send(torch.tensor(values, dtype=dtype), device).unsqueeze(1)
-
-        wide, word = torch.float64, torch.int64
+        numbers = [(p.temperature, p.top_p, p.min_p) for p in params]
+        words = [
+            (p.top_k, seed_word(seed), choice)
+            for p, seed, choice in zip(params, seeds, choices, strict=True)
+        ]
+        temperature, top_p, min_p = _columns(numbers, torch.float64, device)
+        top_k, seed, choice = _columns(words, torch.int64, device)
         return cls(
-            temperature=column([p.temperature for p in params], wide),
-            top_k=column([p.top_k for p in params], word),
-            top_p=column([p.top_p for p in params], wide),
-            min_p=column([p.min_p for p in params], wide),
-            seed=column([seed_word(seed) for seed in seeds], word),
-            choice=column(choices, word),
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            seed=seed,
+            choice=choice,
             greedy=all(p.greedy for p in params),
             mixed=len({p.greedy for p in params}) > 1,
             filtered=any(p.top_k or p.top_p < 1 or p.min_p for p in params if not p.greedy),
@@ -103,6 +106,15 @@ class Sampler:
         """argmax(log p + noise) for probabilities p [R,W,V] -> tokens [R,W]."""
         scores = p.log() + gumbel(self.keys(positions, purpose), p.shape[-1])
         return scores.argmax(-1)
+
+
+def _columns(
+    rows: Sequence[tuple[float, float, float]], dtype: torch.dtype, device: torch.device | str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Three numbers of each row as three tensors [R,1], sent together."""
+    sent = send(torch.tensor(rows, dtype=dtype).view(-1, 3, 1), device)
+    first, second, third = sent.unbind(1)
+    return first, second, third
 
 
 def _point(logits: Tensor) -> Tensor:

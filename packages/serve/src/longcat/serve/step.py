@@ -138,6 +138,7 @@ def step(
         rows,
         lengths=rows.lengths + accepted + 1,
         last=last,
+        drafts=_no_drafts(rows),
         penalties=None,
         allowed=None,
     )
@@ -146,9 +147,8 @@ def step(
         own = model.draft_paged(next_ids, hidden, positions, latents.draft(ragged))
         of_last = own[place * width + accepted]
         guesses = proposals if len(fed) else 0  # chunks alone: nobody to draft for
-        after = replace(after, drafts=_drafts(model, latents, after, of_last, guesses))
-    else:
-        after = replace(after, drafts=_no_drafts(rows))
+        if guesses:
+            after = replace(after, drafts=_drafts(model, latents, after, of_last, guesses))
     outcome = Outcome(
         tokens=tokens,
         accepted=accepted,
@@ -217,8 +217,6 @@ def _drafts(model: PagedModel, latents: Latents, rows: Rows, hidden: Tensor, cou
         tokens.append(guess)
         if q is not None:
             qs.append(q)
-    if not tokens:
-        return _no_drafts(rows)
     return Drafts(
         tokens=torch.cat(tokens, dim=1),
         usable=rows.speculate * count,

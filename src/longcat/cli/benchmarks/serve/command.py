@@ -52,6 +52,13 @@ def command(
             show_default="all",
         ),
     ] = None,
+    rows: Annotated[
+        str,
+        typer.Option(
+            help='Only rows of this model and precision, as "bench float32" or "sparse".',
+            show_default="all",
+        ),
+    ] = "",
     api_key: Annotated[
         str | None, typer.Option(envvar="LONGCAT_API_KEY", help="With --url: the server's key.")
     ] = None,
@@ -109,7 +116,7 @@ def command(
             raise typer.Exit(1)
         return
     path = (out or Path("bench/results")) / "serve-cpu.json"
-    result = _measure(path, rounds, only or [])
+    result = _measure(path, rounds, only or [], rows)
     if as_json:
         typer.echo(json.dumps(result, indent=2))
         return
@@ -138,13 +145,13 @@ def _load(url: str, key: str | None, model: str | None, traffic: Traffic) -> dic
     return report.summarise(target, traffic, outcomes, seconds)
 
 
-def _measure(path: Path, rounds: int, only: list[str]) -> dict[str, Any]:
+def _measure(path: Path, rounds: int, only: list[str], which: str) -> dict[str, Any]:
     """Measure part after part, and keep in the file whatever a model has given."""
     from longcat.cli.benchmarks import document, timing
     from longcat.cli.benchmarks.serve import parts
     from longcat.cli.benchmarks.train import transformers_missing
 
-    wanted = parts.chosen(only)
+    wanted = parts.chosen(only, which)
     path.parent.mkdir(parents=True, exist_ok=True)  # before minutes of work, not after
     missing = transformers_missing()
     if missing:
@@ -159,9 +166,12 @@ def _measure(path: Path, rounds: int, only: list[str]) -> dict[str, Any]:
         }
         for part in wanted:
             watch = parts.Stopwatch(rounds)
-            for rows in parts.measure(part, rounds, compare=not missing):
+            earlier = result.get("measured", {}).get(part)
+            measuring = parts.Measuring(rounds=rounds, compare=not missing, rows=which)
+            for rows in parts.measure(part, measuring):
                 tables = parts.merged(result, header, part, rows)
-                said = {**result.get("measured", {}), part: watch.said()}
+                anew = f"{earlier}; {which} anew: " if earlier and which else ""
+                said = {**result.get("measured", {}), part: anew + watch.said()}
                 measured = {
                     name: said[name]
                     for name, of_part in parts.TABLES.items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from longcat.cli.benchmarks import timing
@@ -21,9 +22,26 @@ TABLES = {
 }
 
 
-def measure(part: str, rounds: int, *, compare: bool) -> Iterator[Tables]:
+@dataclass(frozen=True, kw_only=True)
+class Measuring:
+    """How a part is measured: turns of each form, beside transformers or alone, and which rows.
+
+    rows  words that must all be in a row's model and precision, such as "bench float32"
+    """
+
+    rounds: int
+    compare: bool
+    rows: str = ""
+
+    def wants(self, model: str, precision: str = "float32") -> bool:
+        """Whether rows of this model and precision are to be measured."""
+        named = f"{model} {precision}".replace(",", "").split()
+        return all(word in named for word in self.rows.split())
+
+
+def measure(part: str, measuring: Measuring) -> Iterator[Tables]:
     """The tables of one part, again and again as they grow."""
-    run: Callable[[int, bool], Iterator[Tables]] = {
+    run: Callable[[Measuring], Iterator[Tables]] = {
         "prefill": _prefill,
         "decode": _decode,
         "ragged": _ragged,
@@ -32,7 +50,7 @@ def measure(part: str, rounds: int, *, compare: bool) -> Iterator[Tables]:
         "quality": _quality,
     }[part]
     tables: Tables = {name: [] for name in TABLES[part]}
-    for found in run(rounds, compare):
+    for found in run(measuring):
         for name, rows in found.items():
             tables[name] = tables[name] + rows
         yield dict(tables)
@@ -41,17 +59,35 @@ def measure(part: str, rounds: int, *, compare: bool) -> Iterator[Tables]:
 def merged(before: dict[str, Any], header: dict[str, Any], part: str, rows: Tables) -> Tables:
     """The tables of a document with those of one part in place of the old ones.
 
-    Only what the same machine and the same versions have measured stands in one document.
+    Of that part, models and precisions that were not measured anew keep their rows. Only what the
+    same machine and the same versions have measured stands in one document.
     """
     alike = all(before.get(name) == header[name] for name in ("hardware", "versions"))
     kept: Tables = {}
     for other, names in TABLES.items():
         for name in names:
+            old: list[Row] = before.get(name, []) if alike else []
             if other == part:
-                kept[name] = rows[name]
-            elif alike and before.get(name):
-                kept[name] = before[name]
+                kept[name] = _renewed(old, rows[name])
+            elif old:
+                kept[name] = old
     return kept
+
+
+def _renewed(old: list[Row], new: list[Row]) -> list[Row]:
+    """New rows in the places of the old ones of the same model and precision."""
+
+    def case(row: Row) -> tuple[object, object]:
+        return row.get("model"), row.get("precision")
+
+    anew = {case(row) for row in new}
+    renewed: list[Row] = []
+    for row in old:
+        if case(row) not in anew:
+            renewed.append(row)
+        elif not any(case(row) == case(other) for other in renewed):
+            renewed += [other for other in new if case(other) == case(row)]
+    return renewed + [row for row in new if row not in renewed]
 
 
 class Stopwatch:
@@ -70,48 +106,81 @@ class Stopwatch:
         )
 
 
-def chosen(only: Sequence[str]) -> list[str]:
-    """The parts to measure, in their order; all when none is named.
+def chosen(only: Sequence[str], rows: str = "") -> list[str]:
+    """The parts to measure, in their order: all when none is named, but those without such rows.
 
-    Raises ValueError for a name that is none.
+    Raises ValueError for a name that is none, and for rows that there are not.
     """
     unknown = [name for name in only if name not in TABLES]
     if unknown:
         raise ValueError(
             f"bench serve: --only {unknown[0]} is no part; there are {', '.join(TABLES)}"
         )
-    return [name for name in TABLES if not only or name in only]
+    named = [name for name in TABLES if not only or name in only]
+    measuring = Measuring(rounds=0, compare=False, rows=rows)
+    wanted = [part for part in named if any(measuring.wants(*case) for case in _cases(part))]
+    if not wanted:
+        raise ValueError(
+            f"bench serve: --rows {rows!r} fits no row of {', '.join(named)}; name a model "
+            f"(nano, {', '.join(shapes.shapes())}), a precision ({', '.join(shapes.PRECISIONS)}), "
+            "or both"
+        )
+    return wanted
 
 
-def _prefill(rounds: int, compare: bool) -> Iterator[Tables]:
+def _cases(part: str) -> list[tuple[str, str]]:
+    """The models and precisions of a part's rows."""
+    models = list(shapes.shapes())
+    if part in ("prefill", "decode"):
+        return [(model, dtype) for model in models for dtype in shapes.PRECISIONS]
+    if part == "drafts":
+        return [("nano", "bfloat16"), (models[-1], "bfloat16")]
+    if part == "quality":
+        return [("nano", dtype) for dtype in shapes.PRECISIONS]
+    return [(model, "float32") for model in models]
+
+
+def _prefill(measuring: Measuring) -> Iterator[Tables]:
     for name, config in shapes.shapes().items():
         for dtype in shapes.PRECISIONS:
-            yield prefill.measure(name, config, dtype, rounds, compare=compare)
+            if measuring.wants(name, dtype):
+                yield prefill.measure(
+                    name, config, dtype, measuring.rounds, compare=measuring.compare
+                )
 
 
-def _decode(rounds: int, compare: bool) -> Iterator[Tables]:
+def _decode(measuring: Measuring) -> Iterator[Tables]:
     for name, config in shapes.shapes().items():
         for dtype in shapes.PRECISIONS:
-            yield decode.measure(name, config, dtype, rounds, compare=compare)
+            if measuring.wants(name, dtype):
+                yield decode.measure(
+                    name, config, dtype, measuring.rounds, compare=measuring.compare
+                )
 
 
-def _ragged(rounds: int, compare: bool) -> Iterator[Tables]:
+def _ragged(measuring: Measuring) -> Iterator[Tables]:
     for name, config in shapes.shapes().items():
-        yield {"ragged": batching.measure_ragged(name, config, rounds, compare=compare)}
+        if measuring.wants(name):
+            rows = batching.measure_ragged(
+                name, config, measuring.rounds, compare=measuring.compare
+            )
+            yield {"ragged": rows}
 
 
-def _prefix(rounds: int, compare: bool) -> Iterator[Tables]:
+def _prefix(measuring: Measuring) -> Iterator[Tables]:
     for name, config in shapes.shapes().items():
-        yield {"prefix": batching.measure_prefix(name, config, rounds)}
+        if measuring.wants(name):
+            yield {"prefix": batching.measure_prefix(name, config, measuring.rounds)}
 
 
-def _drafts(rounds: int, compare: bool) -> Iterator[Tables]:
-    nano = drafts.nano_case()
+def _drafts(measuring: Measuring) -> Iterator[Tables]:
+    nano = drafts.nano_case() if measuring.wants("nano", "bfloat16") else None
     if nano is not None:
-        yield {"drafts": drafts.measure(nano, rounds)}
-    *_, largest = shapes.shapes().items()
-    yield {"drafts": drafts.measure(drafts.replayed_case(*largest), rounds)}
+        yield {"drafts": drafts.measure(nano, measuring.rounds)}
+    *_, (name, config) = shapes.shapes().items()
+    if measuring.wants(name, "bfloat16"):
+        yield {"drafts": drafts.measure(drafts.replayed_case(name, config), measuring.rounds)}
 
 
-def _quality(rounds: int, compare: bool) -> Iterator[Tables]:
+def _quality(measuring: Measuring) -> Iterator[Tables]:
     yield {"quality": precision.measure()}
