@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from longcat.cli.benchmarks.paper import figure_03, figure_04, figure_05
+from longcat.cli.benchmarks.paper import figure_02, figure_03, figure_04, figure_05
 from longcat.cli.benchmarks.paper.figure import Arm, Scale, figures
 from longcat.cli.benchmarks.paper.text import Text, load_text
-from longcat.cli.benchmarks.paper.training import Job, train_curve
+from longcat.cli.benchmarks.paper.training import Job, held_out_loss, train_curve
 from longcat.flash.operations import causal_pairs, training_operations
 from longcat.train.corpus import Corpus, Document
 
@@ -115,12 +115,38 @@ def test_every_figure_names_its_arms_once_and_trains_what_its_scale_allows(text:
 
 def test_arms_of_one_seed_see_the_same_batches(text: Text) -> None:
     arms: Any = figures()[2].arms(replace(TINY, width=32))
-    one, two = (make_job(text, arm, replace(TINY, width=32)).trainer() for arm in arms)
+    one, two = (make_job(text, arm, replace(TINY, width=32)).trainer() for arm in arms[:2])
     np.testing.assert_array_equal(one.windows.batch(3).inputs, two.windows.batch(3).inputs)
     for (name, first), (_, second) in zip(
         one.model.named_parameters(), two.model.named_parameters(), strict=True
     ):
         assert torch.equal(first, second), name
+
+
+def test_under_one_deviation_the_correction_restores_what_fan_in_gives(text: Text) -> None:
+    scale = replace(TINY, width=32)
+    arms = {arm.name: make_job(text, arm, scale) for arm in figure_02.arms(scale)}
+    corrected, plain = (arms[name].trainer() for name in figure_02.ONE_DEVIATION)
+    fan_in = arms["uncorrected"].trainer()
+    before = {name: p.clone() for name, p in corrected.model.named_parameters()}
+    for trainer in (corrected, plain):
+        figure_02.give_one_deviation(trainer)
+    for name, after in corrected.model.named_parameters():
+        shrunk = {"q_b_proj": 8 / 32, "kv_b_proj": 4 / 32}.get(name.split(".")[-2], 1.0)
+        torch.testing.assert_close(after, before[name] * shrunk**0.5)
+    losses = [held_out_loss(arms["corrected"], t).loss for t in (corrected, fan_in, plain)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    assert losses[2] != pytest.approx(losses[1], rel=1e-4)
+
+
+def test_figure_two_starts_an_arm_of_one_deviation_from_it(text: Text) -> None:
+    scale = replace(TINY, width=32)
+    arms = figure_02.arms(scale)
+    first = {
+        arm.name: figure_02.run(make_job(text, arm, scale))["held_out"]["loss"][0] for arm in arms
+    }
+    assert first["corrected, one deviation"] == pytest.approx(first["uncorrected"], rel=1e-6)
+    assert len(set(first.values())) >= 3
 
 
 def test_operations_follow_the_experts_that_were_used(text: Text) -> None:
