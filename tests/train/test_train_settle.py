@@ -71,7 +71,9 @@ def test_a_run_publishes_settled_biases_and_its_snapshot_keeps_those_of_training
 
 
 @pytest.mark.parametrize(
-    "changes", [{"freeze_bias_at": 3}, {"mu": 0.0, "mu_final": 0.0}], ids=["frozen", "no gain"]
+    "changes",
+    [{"freeze_bias_at": 3}, {"mu": 0.0, "mu_final": 0.0, "mu_mean": None}],
+    ids=["frozen", "no gain"],
 )
 def test_biases_that_training_left_alone_are_left_alone(ended, changes):
     session, trainer = ended(**changes)

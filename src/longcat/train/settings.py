@@ -53,6 +53,7 @@ class TrainSettings:
         balance_groups: D of the balance loss.
         hold_balance: let the monitor lower alpha so that R_g stays below 0.1 after warm-up.
         mu, mu_final, mu_steps: gain of the bias controller, falling from mu to mu_final.
+        mu_mean: its gain on the mean over FFN experts; None is the published law, without one.
         freeze_bias_at: steps after which the router biases stay as they are; None moves them to
             the end.
         precision: arithmetic of the linears; "auto" is replaced by what was measured to be fast.
@@ -102,8 +103,9 @@ class TrainSettings:
     balance_groups: int = 1
     hold_balance: bool = True
     mu: float = 1.0
-    mu_final: float = 0.3
+    mu_final: float = 0.1
     mu_steps: int = 400
+    mu_mean: float | None = 1.0
     freeze_bias_at: int | None = None
     precision: Precision = "auto"
     recompute: Recompute = "none"

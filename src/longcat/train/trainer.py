@@ -107,7 +107,10 @@ class Trainer:
             width_ratio=settings.width_ratio,
         )
         gains = ControllerConfig(
-            mu=settings.mu, mu_final=settings.mu_final, decay_steps=settings.mu_steps
+            mu=settings.mu,
+            mu_final=settings.mu_final,
+            decay_steps=settings.mu_steps,
+            mu_mean=settings.mu_mean,
         )
         self.controller = BiasController(
             config.router, len(self.routers), gains, device=self.device

@@ -15,6 +15,15 @@ between sizes: with mu = 1 an expert that is idle gains its whole fair share of 
 (fast, rings at large N); 0.1 takes a few hundred steps and is smooth. With `decay_steps` mu falls
 from one to the other.
 
+One gain serves two purposes. Between experts it must be small, or their loads ring from batch to
+batch; but the mean over FFN experts, which alone decides how many of them a token uses, lags behind
+weights that move by drift / mu. `mu_mean` gives that mean a gain of its own,
+
+$$\\Delta b_i = \\mu (e_i - \\bar e) + \\mu_M \\bar e, \\qquad
+  \\bar e = \\frac1N \\sum_{i \\le N} e_i$$
+
+which is the published law where mu_M = mu. The split is this project's.
+
 Source: report section 2.1.1, equation 2.
 """
 
@@ -36,20 +45,24 @@ class ControllerConfig:
         mu_final: integral gain after `decay_steps` steps, approached linearly (the report says
             that a decaying mu stabilises, not how it decays).
         decay_steps: steps from mu to mu_final; 0 keeps mu.
+        mu_mean: integral gain of the mean error over FFN experts, at every step; None, as in the
+            published law, means that of the single expert.
         k_p: proportional gain. k_d: derivative gain. Both 0 in the published law.
     """
 
     mu: float = 1.0
     mu_final: float = 0.1
     decay_steps: int = 0
+    mu_mean: float | None = None
     k_p: float = 0.0
     k_d: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.mu < 0 or self.mu_final < 0 or self.decay_steps < 0:
+        if min(self.mu, self.mu_final, self.decay_steps, self.mu_mean or 0.0) < 0:
             raise ValueError(
-                "bias controller: mu, mu_final and decay_steps must not be negative; got "
-                f"mu={self.mu}, mu_final={self.mu_final}, decay_steps={self.decay_steps}"
+                "bias controller: mu, mu_final, decay_steps and mu_mean must not be negative; got "
+                f"mu={self.mu}, mu_final={self.mu_final}, decay_steps={self.decay_steps}, "
+                f"mu_mean={self.mu_mean}"
             )
 
 
@@ -128,6 +141,10 @@ class BiasController:
             + self.gains.k_p * (now - before)
             + self.gains.k_d * (now - 2 * before + earlier)
         )
+        if self.gains.mu_mean is not None:
+            ffn = slice(self.router.n_routed_experts)
+            mean = now[:, ffn].mean(dim=-1, keepdim=True)
+            delta[:, ffn] += (self.gains.mu_mean - self.mu) * mean
         # A layer that saw no token says nothing: neither its bias nor its history moves.
         seen = counts.sum(dim=-1, keepdim=True) > 0
         self.error = torch.where(seen, now, before)

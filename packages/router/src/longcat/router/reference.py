@@ -81,16 +81,28 @@ def expert_error(counts: Counts, *, n_ffn: int, top_k: int, target_ffn: float) -
 
 
 def controller_step(
-    bias: Array, errors: tuple[Array, Array, Array], *, k_i: float, k_p: float = 0, k_d: float = 0
+    bias: Array,
+    errors: tuple[Array, Array, Array],
+    *,
+    k_i: float,
+    k_p: float = 0,
+    k_d: float = 0,
+    k_mean: float | None = None,
+    n_ffn: int = 0,
 ) -> Array:
     """One step of the velocity-form controller; errors are (e_t, e_{t-1}, e_{t-2}).
 
     $$\\Delta b = K_I e_t + K_P (e_t - e_{t-1}) + K_D (e_t - 2 e_{t-1} + e_{t-2})$$
 
     The published law is K_I = mu with K_P = K_D = 0. Source: report equation 2.
+
+    With `k_mean` the mean of e over the n_ffn FFN experts, which says how far a layer is from K_e,
+    has that integral gain in place of K_I: K_I (e - mean) + K_M mean.
     """
     now, before, earlier = errors
     result: Array = bias + k_i * now + k_p * (now - before) + k_d * (now - 2 * before + earlier)
+    if k_mean is not None:
+        result[..., :n_ffn] += (k_mean - k_i) * now[..., :n_ffn].mean(axis=-1, keepdims=True)
     return result
 
 

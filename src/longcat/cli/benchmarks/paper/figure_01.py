@@ -43,10 +43,13 @@ class SignSteps(BiasController):
 
 def arms(scale: Scale) -> Sequence[Arm]:
     """One mechanism each, none beside it."""
-    off = {"mu": 0.0, "mu_final": 0.0, "mu_steps": 0, "balance_weight": 0.0}
+    off = {"mu": 0.0, "mu_final": 0.0, "mu_mean": None, "balance_weight": 0.0}
     # The loss that brings the mean near its target is too strong by the report's rule R_g < 0.1.
     return (
-        Arm(name=CONTROLLER, settings={"balance_weight": 0.0, "mu_steps": scale.steps}),
+        Arm(
+            name=CONTROLLER,
+            settings={"balance_weight": 0.0, "mu_steps": scale.steps, "mu_mean": None},
+        ),
         Arm(name=NONE, settings=off),
         Arm(name=SIGN, settings=off, options={"law": "sign", "step": SIGN_STEP}),
         Arm(
