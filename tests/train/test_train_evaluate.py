@@ -18,13 +18,13 @@ from longcat.train.acceptance import (
     even_starts,
     fresh_starts,
     measure_acceptance,
-    ratio_interval,
     sample,
 )
 from longcat.train.classes import KINDS, by_kind, by_token, kinds_of
 from longcat.train.corpus import Document
 from longcat.train.errors import DataError
 from longcat.train.evaluate import compressed_bits_per_byte, evaluate, window_starts
+from longcat.train.interval import ratio_interval
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +114,18 @@ def test_ffn_experts_are_those_of_each_token_as_an_input(setting):
     assert held_out.ffn_mean == pytest.approx(held_out.ffn.mean(axis=1).tolist())
 
 
+def test_ffn_experts_have_the_interval_of_a_ratio_over_documents(setting):
+    model, tokenizer, documents = setting
+    held_out = evaluate(model, tokenizer, documents, window=24)
+    lengths = [len(tokenizer.encode(d.text)) + 2 for d in documents]  # <s> before, </s> behind
+    ends = np.cumsum(lengths)
+    assert ends[-1] == len(held_out.ids)
+    for layer, half in enumerate(held_out.ffn_half_width):
+        sums = [s.sum() for s in np.split(held_out.ffn[layer], ends[:-1])]
+        assert half == pytest.approx(ratio_interval(np.array(sums), np.array(lengths)))
+    assert evaluate(model, tokenizer, documents[:1], window=24).ffn_half_width is None
+
+
 def test_without_text_there_is_no_figure(setting):
     model, tokenizer, _ = setting
     with pytest.raises(DataError, match="expected held-out text"):
@@ -179,22 +191,6 @@ def test_every_token_says_what_became_of_its_draft(setting):
         assert not any(t.drafted and t.refused for t in tokens)
         assert not tokens[0].drafted
         assert not tokens[0].refused
-
-
-def test_the_interval_is_that_of_a_ratio_over_prompts():
-    rng = np.random.default_rng(0)
-    truth, rates = 0.8, []
-    for _ in range(400):
-        tries = rng.integers(40, 60, size=64)
-        # Tokens of a prompt share its difficulty, so that they are not independent.
-        hits = rng.binomial(tries, rng.beta(8, 2, size=64))
-        width = ratio_interval(hits, tries)
-        rates.append((abs(hits.sum() / tries.sum() - truth) <= width, width))
-    covered, widths = zip(*rates, strict=True)
-    assert 0.9 < np.mean(covered) < 0.98
-    as_if_independent = 1.96 * np.sqrt(0.16 / (64 * 50))
-    assert np.mean(widths) > 2 * as_if_independent  # control: tokens counted one by one
-    assert ratio_interval(np.array([3]), np.array([4])) is None
 
 
 def test_sampled_and_deeper_drafts_are_measured_alike(setting):

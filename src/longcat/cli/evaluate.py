@@ -72,6 +72,7 @@ def command(
         "compressors": compressed_bits_per_byte(documents),
         "ffn_experts_target": flash.config.router.target_ffn,
         "ffn_experts_mean": held_out.ffn_mean,
+        "ffn_experts_half_width": held_out.ffn_half_width,
         "ffn_experts_std": held_out.ffn_std,
         "kinds": [asdict(kind) for kind in by_kind(held_out, tokenizer)],
         "mtp": None,
@@ -130,7 +131,11 @@ def _print(document: dict[str, Any]) -> None:
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
     compressors = ", ".join(f"{name} {bits:.3f}" for name, bits in document["compressors"].items())
-    means = ", ".join(f"{mean:.2f}" for mean in document["ffn_experts_mean"])
+    halves = document["ffn_experts_half_width"] or [None] * len(document["ffn_experts_mean"])
+    means = ", ".join(
+        f"{mean:.2f}" + ("" if half is None else f" ± {half:.2f}")
+        for mean, half in zip(document["ffn_experts_mean"], halves, strict=True)
+    )
     table.add_row("model", document["model"])
     table.add_row(
         "text",
@@ -139,7 +144,8 @@ def _print(document: dict[str, Any]) -> None:
     table.add_row("bits per byte", f"{document['bits_per_byte']:.3f} ({compressors})")
     table.add_row("loss", f"{document['loss']:.3f} nats per token")
     table.add_row(
-        "FFN experts", f"{means} per token and layer; target {document['ffn_experts_target']:g}"
+        "FFN experts",
+        f"{means} per token, layer by layer; target {document['ffn_experts_target']:g}",
     )
     kinds = ", ".join(f"{k['kind']} {k['ffn_experts']:.2f}" for k in document["kinds"])
     table.add_row("by kind", kinds)

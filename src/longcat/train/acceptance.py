@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from longcat.flash import FlashModel
 from longcat.flash.tokenizer import Tokenizer
 from longcat.serve import SamplingParams, Token, decode
+from longcat.train.interval import ratio_interval
 
 GRAM = 5
 PROMPT_TOKENS, NEW_TOKENS = 64, 96
 # Numbers of evenly spaced prompts that are looked at in daily work: by the summary of a run, by
 # `longcat evaluate`, and where a recipe is chosen.
 CUSTOMARY = (32, 64, 256)
-_TWO_SIDED_95 = 1.96  # of a normal distribution: there are dozens of prompts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,18 +163,6 @@ def measure_acceptance(
         repeated=repeated / max(1, emitted),
         by_prompt=tuple(map(tuple, each[:, :4].tolist())),
     )
-
-
-def ratio_interval(hits: NDArray[np.int64], tries: NDArray[np.int64]) -> float | None:
-    """Half the 95 % interval of sum(hits) / sum(tries), both [n], independent between entries.
-
-    Tokens of one prompt are not independent, so the prompts are what is counted.
-    """
-    count, total = len(tries), int(tries.sum())
-    if count < 2 or total == 0:
-        return None
-    off = hits - hits.sum() / total * tries
-    return float(_TWO_SIDED_95 * np.sqrt(count / (count - 1) * (off**2).sum()) / total)
 
 
 def _count(prompt: list[int], tokens: Sequence[Token]) -> list[int]:

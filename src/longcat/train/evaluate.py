@@ -25,6 +25,7 @@ from longcat.flash.tokenizer import Tokenizer
 from longcat.train.batches import tokenize
 from longcat.train.corpus import Document
 from longcat.train.errors import DataError
+from longcat.train.interval import ratio_interval
 
 BATCH = 16  # windows per forward pass, always: results do not depend on how much text there is
 
@@ -59,6 +60,17 @@ class HeldOut:
     def ffn_mean(self) -> list[float]:
         """FFN experts per token, per layer."""
         return [float(x) for x in self.ffn.mean(axis=1)]
+
+    @property
+    def ffn_half_width(self) -> list[float] | None:
+        """Half of the 95 % interval of `ffn_mean` over documents, per layer; None for one document.
+
+        How many FFN experts a token gets depends on what is written.
+        """
+        document = np.cumsum(self.ids == self.ids[0]) - 1  # each begins with <s>, as the stream
+        tokens = np.bincount(document)
+        halves = [ratio_interval(np.bincount(document, used), tokens) for used in self.ffn]
+        return [half for half in halves if half is not None] or None
 
     @property
     def correlation_with_loss(self) -> float:

@@ -118,21 +118,21 @@ def _experts(summary: Summary, records: Sequence[Record]) -> str:
     chart = line_chart(series, x_label="tokens", target=target, target_label=f"K_e = {target:g}")
     table = ""
     if summary["held_out"]:
+        held_out = summary["held_out"]
+        means, stds = held_out["ffn_experts_mean"], held_out["ffn_experts_std"]
+        halves = held_out.get("ffn_experts_half_width")
         rows = "".join(
-            f"<tr><td>layer {i + 1}</td><td>{mean:.3f}</td><td>{100 * (mean / target - 1):+.1f} %"
-            f"</td><td>{std:.2f}</td></tr>"
-            for i, (mean, std) in enumerate(
-                zip(
-                    summary["held_out"]["ffn_experts_mean"],
-                    summary["held_out"]["ffn_experts_std"],
-                    strict=True,
-                )
-            )
+            f"<tr><td>layer {i + 1}</td><td>{mean:.3f}</td><td>{100 * (mean / target - 1):+.1f}"
+            + (f" ± {100 * halves[i] / target:.1f}" if halves else "")
+            + f" %</td><td>{std:.2f}</td></tr>"
+            for i, (mean, std) in enumerate(zip(means, stds, strict=True))
         )
         table = (
             "<table><tr><th>held-out text</th><th>mean</th><th>from target</th>"
             f"<th>std over tokens</th></tr>{rows}</table>"
         )
+        if halves:
+            table += "<p>±: 95 %, from the scatter between the held-out documents.</p>"
     loads: list[list[float]] = next(
         (r["expert_load"] for r in reversed(records) if r.get("expert_load")), []
     )

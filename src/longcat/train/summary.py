@@ -188,6 +188,7 @@ def _held_out(held_out: HeldOut, tokenizer: Tokenizer, compressors: dict[str, fl
         "tokens": int(held_out.is_text.sum()),
         "compressors": compressors,
         "ffn_experts_mean": held_out.ffn_mean,
+        "ffn_experts_half_width": held_out.ffn_half_width,
         "ffn_experts_std": held_out.ffn_std,
         "correlation_with_loss": held_out.correlation_with_loss,
         "kinds": [asdict(figure) for figure in by_kind(held_out, tokenizer)],

@@ -13,7 +13,8 @@ import numpy as np
 from longcat.cli.benchmarks.acceptance.runs import DEPTH, EVERY, FILE_NAME
 from longcat.cli.benchmarks.paper.interval import estimate
 from longcat.cli.benchmarks.paper.page import table
-from longcat.train.acceptance import CUSTOMARY, GRAM, ratio_interval
+from longcat.train.acceptance import CUSTOMARY, GRAM
+from longcat.train.interval import ratio_interval
 
 PAGE_NAME = "acceptance.md"
 CPU_LIMIT = 1200.0  # seconds of training and teaching together
