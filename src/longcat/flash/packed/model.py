@@ -23,7 +23,8 @@ class PackedModel:
     """A FlashModel for inference on a CPU; a `longcat.serve.PagedModel`.
 
     Packed weights are copies, and nothing else of the model is kept alive but small tensors, the
-    embedding and kv_b_proj. Training it on does not reach them. Inside `exact()` or `use_backend()`
+    embedding and kv_b_proj (which a bfloat16 model also has in float32). Training it on does not
+    reach the copies. Inside `exact()` or `use_backend()`
     it refuses: their forms are the FlashModel's.
 
     Args:

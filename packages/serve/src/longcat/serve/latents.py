@@ -14,7 +14,8 @@ S = P*page_size latents.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,6 +40,11 @@ class Rectangle:
     mask: Tensor | None
     length: int | None = None
 
+    @cached_property
+    def pages(self) -> Tensor:
+        """[B*P], all of them in a row; every attention of a pass asks."""
+        return self.table.flatten()
+
 
 class Ragged:
     """The tokens of one pass: where each is stored, and what it may look at."""
@@ -48,8 +54,7 @@ class Ragged:
         self.rectangles = tuple(rectangles)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Group:
+class Group(NamedTuple):
     """What one rectangle may look at, gathered; `longcat.attention.Group`.
 
     latents  [B,S,C+R]. rank: C
@@ -102,7 +107,7 @@ class Layer:
         groups = []
         for r in self._ragged.rectangles:
             batch = r.table.shape[0]
-            pages = self._store.index_select(0, r.table.flatten())
+            pages = self._store.index_select(0, r.pages)
             latents = pages.view(batch, -1, pages.shape[-1])[:, : r.length]
             groups.append(
                 Group(
