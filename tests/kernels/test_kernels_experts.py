@@ -1,10 +1,12 @@
 """The FFN experts: agreement of every form, ragged and empty groups, gradients, autocast."""
 
+import itertools
+
 import pytest
 import torch
 
 from longcat.kernels import experts, use_backend
-from longcat.kernels.experts import eager, loop, reference
+from longcat.kernels.experts import batches, eager, loop, reference
 
 # rows per expert, D, F; widths that grouped_mm takes and widths that it refuses
 SHAPES = [
@@ -133,12 +135,13 @@ def test_offsets_shifted_by_one_row_are_caught(randn, check):
     assert check.error(experts(x, gate_up, down, shifted), want) > 0.01
 
 
-def _in_a_loop(randn, rows, dtype):
-    """(result and gradients of the loop, the same of the float64 form), operand by operand."""
+def _by_hand(randn, rows, dtype):
+    """(result and gradients of the form for many rows, the same of float64), one by one."""
     x, gate_up, down, offsets = _operands(randn, rows, 16, 8)
     pull = randn(*x.shape).to(dtype)
+    many = FOR_MANY_ROWS[dtype]
     found = []
-    for form, kind in ((loop.experts, dtype), (experts, torch.float64)):
+    for form, kind in ((many.experts, dtype), (experts, torch.float64)):
         operands = [t.to(dtype).to(kind).requires_grad_() for t in (x, gate_up, down)]
         y = form(*operands, offsets)
         y.backward(pull.to(kind))
@@ -146,71 +149,117 @@ def _in_a_loop(randn, rows, dtype):
     return zip(*found, strict=True)
 
 
+FOR_MANY_ROWS = {torch.float32: loop, torch.bfloat16: batches}
 # enough rows for whole blocks: ragged groups, an empty one in front, between and behind
 MANY = [[0, 70, 0, 33, 64, 95, 0], [loop.BLOCK] * 3, [1, 127]]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", FOR_MANY_ROWS)
 @pytest.mark.parametrize("rows", MANY)
-def test_many_rows_on_a_cpu_run_in_the_loop_which_agrees_with_float64(randn, check, rows, dtype):
-    assert loop.pays(torch.empty(sum(rows), 16, dtype=dtype), len(rows))
-    for got, want in _in_a_loop(randn, rows, dtype):
+def test_many_rows_on_a_cpu_have_a_form_of_their_own_which_agrees_with_float64(
+    randn, check, rows, dtype
+):
+    for kind, form in FOR_MANY_ROWS.items():
+        taken = form.pays(torch.empty(sum(rows), 16, dtype=dtype), len(rows))
+        assert taken == (kind == dtype)
+    for got, want in _by_hand(randn, rows, dtype):
         assert check.error(got, want) <= check.bound(dtype, 64)
 
 
-def test_few_rows_and_float64_are_not_for_the_loop():
-    assert not loop.pays(torch.empty(loop.BLOCK * 3 - 1, 16), 3)
-    assert not loop.pays(torch.empty(loop.BLOCK * 3, 16, dtype=torch.float64), 3)
+@pytest.mark.parametrize("dtype", FOR_MANY_ROWS)
+def test_few_rows_and_float64_are_not_for_it(dtype):
+    form = FOR_MANY_ROWS[dtype]
+    assert form.pays(torch.empty(form.BLOCK * 3, 16, dtype=dtype), 3)
+    assert not form.pays(torch.empty(form.BLOCK * 3 - 1, 16, dtype=dtype), 3)
+    assert not form.pays(torch.empty(form.BLOCK * 3, 16, dtype=torch.float64), 3)
 
 
-def test_the_loop_passes_gradcheck(randn):
+@pytest.mark.parametrize("form", FOR_MANY_ROWS.values())
+def test_it_passes_gradcheck(randn, form):
     x, gate_up, down, offsets = _operands(randn, [3, 0, 5, 1], 5, 4)
     operands = [x.requires_grad_(), gate_up.requires_grad_(), down.requires_grad_()]
-    assert torch.autograd.gradcheck(lambda *o: loop.experts(*o, offsets), operands)
+    assert torch.autograd.gradcheck(lambda *o: form.experts(*o, offsets), operands)
 
 
 def test_the_loop_gives_products_that_onednn_takes(randn, check, monkeypatch):
-    monkeypatch.setattr(loop.onednn, "SMALLEST", 1)
-    for got, want in _in_a_loop(randn, MANY[0], torch.float32):
+    monkeypatch.setattr(loop, "SMALLEST", 1)
+    for got, want in _by_hand(randn, MANY[0], torch.float32):
         assert check.error(got, want) <= check.bound(torch.float32, 64)
 
 
-def test_an_expert_without_rows_gets_a_gradient_of_zeros_in_the_loop(randn):
-    x, gate_up, down, offsets = _operands(randn, MANY[0], 16, 8, torch.float32)
-    loop.experts(x, gate_up.requires_grad_(), down.requires_grad_(), offsets).sum().backward()
-    for weight in (gate_up, down):
+@pytest.mark.parametrize("dtype", FOR_MANY_ROWS)
+def test_an_expert_without_rows_gets_a_gradient_of_zeros_there_too(randn, dtype):
+    x, gate_up, down, offsets = _operands(randn, MANY[0], 16, 8, dtype)
+    weights = [gate_up.requires_grad_(), down.requires_grad_()]
+    FOR_MANY_ROWS[dtype].experts(x, *weights, offsets).sum().backward()
+    for weight in weights:
         used = weight.grad.flatten(1).any(dim=1).tolist()
         assert used == [count > 0 for count in MANY[0]]
 
 
 @pytest.mark.parametrize("rows", MANY)
-def test_the_loop_casts_weights_where_it_uses_them_to_the_bits_of_a_cast_before(randn, rows):
+def test_batches_cast_weights_as_they_gather_them_to_the_bits_of_a_cast_before(randn, rows):
     x, gate_up, down, offsets = _operands(randn, rows, 16, 8, torch.float32)
     pull = randn(*x.shape).bfloat16()
     found = []
     for early in (False, True):
         weights = [weight.clone().requires_grad_() for weight in (gate_up, down)]
         cast = [weight.bfloat16() for weight in weights] if early else weights
-        y = loop.experts(x.bfloat16(), *cast, offsets)
+        y = batches.experts(x.bfloat16(), *cast, offsets)
         y.backward(pull)
         found.append([y.detach(), *(weight.grad for weight in weights)])
     assert found[0][1].dtype == torch.float32
     assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
 
 
+@pytest.mark.parametrize("dtype", FOR_MANY_ROWS)
+def test_what_fills_up_a_block_reaches_no_other_experts_result_or_gradient(randn, dtype):
+    x, gate_up, down, offsets = _operands(randn, [70, 33, 64], 16, 8, dtype)
+    pull = randn(*x.shape).to(dtype)
+    found = []
+    for scale in (1, 100):  # of what the second expert is given and gives back
+        factor = torch.ones(len(x), 1, dtype=dtype)
+        factor[70:103] *= scale
+        operands = [t.clone().requires_grad_() for t in (x, gate_up, down)]
+        y = FOR_MANY_ROWS[dtype].experts(operands[0] * factor, *operands[1:], offsets)
+        y.backward(pull * factor)
+        found.append([y.detach(), *(operand.grad for operand in operands)])
+    for index, (one, other) in enumerate(zip(*found, strict=True)):
+        mine = [0, 2] if index >= 2 else [*range(70), *range(103, 167)]
+        assert torch.equal(one[mine], other[mine])
+        assert not torch.equal(one, other)
+
+
 def test_control_rows_in_their_neighbours_place_are_noticed(randn, check, monkeypatch):
-    filled = loop._filled
-    monkeypatch.setattr(loop, "_filled", lambda rows: filled(rows).roll(1, dims=0))
-    errors = [check.error(*pair) for pair in _in_a_loop(randn, MANY[0], torch.bfloat16)]
+    blocks = loop._blocks
+    monkeypatch.setattr(loop, "_blocks", lambda *rows: blocks(*rows).roll(1, dims=0))
+    errors = [check.error(*pair) for pair in _by_hand(randn, MANY[0], torch.float32)]
+    assert max(errors) > 5 * check.bound(torch.float32)
+
+
+def test_control_a_batch_given_to_its_neighbours_is_noticed(randn, check, monkeypatch):
+    give = batches.Batch.give
+    monkeypatch.setattr(
+        batches.Batch, "give", lambda self, made, own: give(self, made.roll(1, dims=0), own)
+    )
+    errors = [check.error(*pair) for pair in _by_hand(randn, MANY[0], torch.bfloat16)]
     assert max(errors) > 5 * check.bound(torch.bfloat16)
 
 
-def test_row_counts_in_whole_blocks_are_few_and_what_is_filled_up_is_zero(randn):
-    sizes = set()
-    for count in range(1, 9 * 31):
-        rows = randn(count, 4)
-        filled = loop._filled(rows)
-        assert torch.equal(filled[:count], rows)
-        assert not filled[count:].any()
-        sizes.add(len(filled))
-    assert sizes == {loop.BLOCK * n for n in range(1, 10)}
+def test_row_counts_in_whole_blocks_are_few_and_begin_with_the_experts_own(randn):
+    rows, sizes = randn(9 * 31, 4), set()
+    for first, last in ((0, 1), (5, 37), (3, 35), (100, 279), (270, 279)):
+        block = loop._blocks(rows, slice(first, last))
+        assert torch.equal(block[: last - first], rows[first:last])
+        sizes.add(len(block))
+    assert sizes == {loop.BLOCK, 6 * loop.BLOCK}
+
+
+def test_batches_take_experts_of_like_many_rows_and_all_of_them_once():
+    counts = [300, 7, 260, 0, 290, 255, 310, 257, 261, 31]
+    found = batches.batches(counts)
+    assert sorted(e for batch in found for e in batch.experts) == list(range(len(counts)))
+    for batch, following in itertools.pairwise(found):
+        most = max(counts[expert] for expert in batch.experts)
+        assert most <= min(counts[expert] for expert in following.experts)
+        assert 0 <= batch.fullest - most < batches.BLOCK

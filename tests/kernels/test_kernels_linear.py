@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from longcat.kernels import PackedLinear, linear, onednn, use_backend
-from longcat.kernels.linear import packed, reference
+from longcat.kernels.linear import eager, packed, reference
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -65,6 +65,16 @@ def test_large_products_agree_with_float64_and_so_do_their_gradients(
     for got, want in zip(_with_gradients(*single), wanted, strict=True):
         assert got.shape == want.shape
         assert check.error(got, want) <= check.bound(torch.float32, 48)
+
+
+@needs_onednn
+@pytest.mark.parametrize("shape", [(96, 64, 8), (96, 8, 64), (33, 40, 40)])
+def test_a_weights_gradient_is_the_same_whichever_factor_is_turned_around(randn, check, shape):
+    rows, outputs, inputs = shape
+    left, right = (randn(rows, width, dtype=torch.float32) for width in (outputs, inputs))
+    got = eager._sum_of_outer(left, right)
+    assert got.is_contiguous()
+    assert check.error(got, left.double().t() @ right.double()) <= check.bound(torch.float32, rows)
 
 
 @needs_onednn

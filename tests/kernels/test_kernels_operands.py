@@ -134,3 +134,11 @@ def test_shapes_are_remembered_between_operands():
     assert sizes == {"T": 2, "D": 3}
     with pytest.raises(ValueError, match="with T=2"):
         check_shape("op", "b", F(3), "T", sizes)
+
+
+def test_autocast_casts_once_and_leaves_float64_and_everything_outside_alone():
+    x = F(2, 3)
+    assert kernels.cast_once(x) is x
+    with torch.autocast("cpu", torch.bfloat16):
+        assert kernels.cast_once(x).dtype == torch.bfloat16
+        assert kernels.cast_once(x.double()).dtype == torch.float64

@@ -67,6 +67,24 @@ def test_a_rotation_the_other_way_round_is_caught(randn, check):
     assert check.error(rope(x, -positions, inv_freq), rope(x, positions, inv_freq)) > 0.1
 
 
+@pytest.mark.parametrize("first", [0, 1, 2])
+def test_pairs_are_found_in_any_slice(randn, check, first):
+    x, positions, inv_freq = _operands(randn)
+    x = randn(*x.shape[:-1], 11)[..., first : first + 8]  # odd strides and offsets
+    want = reference.rope(x.numpy(), positions.numpy(), inv_freq)
+    assert check.error(rope(x, positions, inv_freq), want) <= check.bound(torch.float64)
+    x = x.detach().requires_grad_()
+    (got,) = torch.autograd.grad(rope(x, positions, inv_freq).square().sum(), x)
+    assert check.error(got, 2 * x.detach()) <= check.bound(torch.float64)  # a turn keeps lengths
+
+
+def test_positions_that_all_sequences_share_give_the_bits_of_their_copies(randn):
+    x, positions, inv_freq = _operands(randn, torch.float32)
+    shared = positions[:1].expand(len(x), -1)
+    assert shared.stride(0) == 0
+    assert torch.equal(rope(x, shared, inv_freq), rope(x, shared.contiguous(), inv_freq))
+
+
 def test_gradients_pass_gradcheck(randn):
     x, positions, inv_freq = _operands(randn)
     assert torch.autograd.gradcheck(lambda x: rope(x, positions, inv_freq, 1.1), x.requires_grad_())

@@ -28,6 +28,7 @@ from longcat.attention.documents import DocumentMask
 from longcat.kernels import (
     Linear,
     RMSNorm,
+    cast_once,
     exact_enabled,
     mla_decode,
     mla_prefill,
@@ -100,7 +101,9 @@ class MLA(nn.Module):
         """Queries and latents of x [B,T,D] at positions [B,T] (int64)."""
         c = self.config
         frequencies = self.frequencies(x.device)
-        q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x))) * c.alpha_q
+        x = cast_once(x)
+        # The product is linear, so the narrow side is multiplied: the query is four times as wide.
+        q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)) * c.alpha_q)
         q = q.unflatten(-1, (c.num_heads, c.qk_head_dim))
         q_nope, q_rope = q.split([c.qk_nope_head_dim, c.qk_rope_head_dim], dim=-1)
         compressed = self.kv_a_proj_with_mqa(x)

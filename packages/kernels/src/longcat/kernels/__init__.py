@@ -28,6 +28,7 @@ from longcat.kernels.linear.module import Linear
 from longcat.kernels.linear.packed import PackedLinear
 from longcat.kernels.mla_decode import mla_decode
 from longcat.kernels.mla_prefill import mla_prefill
+from longcat.kernels.operands import cast_once
 from longcat.kernels.paged_mla import paged_mla
 from longcat.kernels.permute import PermutePlan, combine, permute
 from longcat.kernels.rmsnorm import RMSNorm, rmsnorm
@@ -45,6 +46,7 @@ __all__ = [
     "RMSNorm",
     "adamw_step",
     "add_rmsnorm",
+    "cast_once",
     "combine",
     "cross_entropy",
     "exact",

@@ -24,13 +24,20 @@ LARGE = 2**18  # numbers of a weight from which it does for few rows
 def takes(rows: Tensor, weight: Tensor) -> bool:
     """Whether `times_transposed` is the faster product of rows [..., I] and weight [O, I].
 
-    Only of plain float32 tensors on a CPU, outside autocast; tensor subclasses keep to torch's own
+    Only where `serves` says that it can be.
+    """
+    return _pays(rows, weight) and serves(rows, weight)
+
+
+def serves(rows: Tensor, weight: Tensor) -> bool:
+    """Whether oneDNN is there and the faster one for operands like these, were they large.
+
+    Only for plain float32 tensors on a CPU, outside autocast; tensor subclasses keep to torch's own
     operators.
     """
     return (
         rows.dtype == weight.dtype == torch.float32
         and rows.device.type == weight.device.type == "cpu"
-        and _pays(rows, weight)
         and type(rows) in (Tensor, nn.Parameter)
         and type(weight) in (Tensor, nn.Parameter)
         and not torch.is_autocast_enabled("cpu")

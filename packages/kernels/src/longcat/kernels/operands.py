@@ -127,3 +127,13 @@ def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
     if tensor.dtype == torch.float64 or not torch.is_autocast_enabled(device):
         return None
     return torch.get_autocast_dtype(device)
+
+
+def cast_once(x: Tensor) -> Tensor:
+    """x in the dtype that torch.autocast computes in; x itself outside autocast.
+
+    For what several products read: each would cast it for itself, and its gradients would be cast
+    back and added up one by one.
+    """
+    dtype = autocast_dtype(x)
+    return x if dtype is None else x.to(dtype)

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from longcat.kernels import Linear, swiglu
+from longcat.kernels import Linear, cast_once, swiglu
 
 
 class DenseFFN(nn.Module):
@@ -27,5 +27,6 @@ class DenseFFN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., D] to [..., D]."""
+        x = cast_once(x)
         y: Tensor = self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
         return y

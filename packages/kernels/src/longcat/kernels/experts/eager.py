@@ -1,4 +1,7 @@
-"""The FFN experts on sorted rows in eager torch: grouped, or on a CPU with many rows in a loop."""
+"""The FFN experts on sorted rows in eager torch: grouped, with forms of their own on a CPU.
+
+There many rows go in batches of experts in half precision and in a loop in float32.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from longcat.kernels.experts import loop
+from longcat.kernels.experts import batches, loop
 from longcat.kernels.operands import autocast_dtype
 from longcat.kernels.swiglu import eager as swiglu_eager
 
@@ -28,6 +31,8 @@ def experts(
     dtype = autocast_dtype(x_sorted)
     if dtype is not None:
         x_sorted = x_sorted.to(dtype)
+    if batches.pays(x_sorted, len(gate_up)):
+        return batches.experts(x_sorted, gate_up, down, offsets)
     if loop.pays(x_sorted, len(gate_up)):
         return loop.experts(x_sorted, gate_up, down, offsets)
     if dtype is not None:

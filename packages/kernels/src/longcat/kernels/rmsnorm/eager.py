@@ -41,23 +41,27 @@ class _RMSNorm(torch.autograd.Function):
         sum_of_squares = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_()
         inverse = sum_of_squares.div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, inverse)
-        y: Tensor = (wide * inverse).to(x.dtype) * weight
+        normed: Tensor = (wide * inverse).to(x.dtype)
+        if normed.dtype == torch.promote_types(x.dtype, weight.dtype):
+            return normed.mul_(weight)
+        y: Tensor = normed * weight
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        # With n = x * inverse and h = grad * weight:
-        #   grad_x = inverse * (h - n * mean(h * n)),  grad_weight = sum over rows of grad * n.
+        # With h = grad * weight, r = inverse and m = mean(h * x):
+        #   grad_x = r * (h - x * r^2 * m),  grad_weight = sum over rows of grad * x * r.
+        # Both sums run over p = grad * x, as products of a matrix and a vector.
         x, weight, inverse = ctx.saved_tensors
-        normed = _widen(x) * inverse
-        through = (grad * weight).to(normed.dtype)
-        mean = (through * normed).mean(dim=-1, keepdim=True)
-        grad_weight = (
-            (grad * normed).flatten(end_dim=-2).sum(dim=0) if x.dim() > 1 else grad * normed
-        )
-        grad_x = torch.addcmul(through, normed, mean, value=-1).mul_(inverse)
-        return grad_x.to(x.dtype), grad_weight.to(weight.dtype), None
+        x_rows, grad_rows = (t.reshape(-1, x.shape[-1]) for t in (_widen(x), grad))
+        r = inverse.view(-1)
+        p = grad_rows * x_rows
+        grad_weight = torch.mv(p.t(), r)
+        r2m = torch.mv(p, weight.to(p.dtype)).mul_(r * r).div_(x.shape[-1])
+        through = (grad_rows * weight).to(p.dtype)
+        through.addcmul_(x_rows, r2m[:, None], value=-1).mul_(r[:, None])
+        return through.view(x.shape).to(x.dtype), grad_weight.to(weight.dtype), None
 
 
 def _widen(x: Tensor) -> Tensor:
