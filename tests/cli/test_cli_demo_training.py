@@ -58,7 +58,7 @@ def test_the_claims_hold_and_the_page_is_whole(shown: tuple[str, Result]) -> Non
 
 
 def test_without_the_z_loss_the_demo_exits_with_1(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(longcat.train.step, "hidden_z_loss", lambda z, weight: 0 * z.sum())
+    monkeypatch.setattr(longcat.train.step, "hidden_z_loss", lambda z, weight, mask: 0 * z.sum())
     result = longcat_demo("optimisation", "--json", "--steps", "20")
     assert result.exit_code == 1
     failed = [claim for claim, holds in verdicts(result).items() if not holds]

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from longcat.cli.benchmarks import exactness
+from longcat.cli.benchmarks import exactness_runs as runs
 from longcat.cli.benchmarks.exactness import EQUAL, cases, row_of
 
 COLUMNS = ("loss", "gradients", "bias", "counts", "RNG", "data cursor")
@@ -12,8 +12,8 @@ COLUMNS = ("loss", "gradients", "bias", "counts", "RNG", "data cursor")
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
-    monkeypatch.setattr(exactness, "STEPS", 3)
-    monkeypatch.setattr(exactness, "SETTINGS", replace(exactness.SETTINGS, seq_len=16))
+    monkeypatch.setattr(runs, "STEPS", 3)
+    monkeypatch.setattr(runs, "SETTINGS", replace(runs.SETTINGS, seq_len=16))
 
 
 def case(start):
@@ -48,12 +48,10 @@ def test_control_a_broken_promise_is_an_error(monkeypatch, mutant):
     if mutant == "a draw in a step":
         import torch
 
-        step = exactness.Trainer.train_step
-        monkeypatch.setattr(
-            exactness.Trainer, "train_step", lambda self: (torch.rand(1), step(self))[1]
-        )
+        step = runs.Trainer.train_step
+        monkeypatch.setattr(runs.Trainer, "train_step", lambda self: (torch.rand(1), step(self))[1])
     else:
-        read = exactness.read_snapshot
+        read = runs.read_snapshot
 
         def forgetful(trainer, snapshot):
             read(trainer, snapshot)
@@ -63,7 +61,7 @@ def test_control_a_broken_promise_is_an_error(monkeypatch, mutant):
                 for layer in trainer.model.model.layers:
                     layer.mlp.router.e_score_correction_bias.zero_()
 
-        monkeypatch.setattr(exactness, "read_snapshot", forgetful)
+        monkeypatch.setattr(runs, "read_snapshot", forgetful)
     with pytest.raises(ValueError, match="exactness: resume breaks its promise"):
         row_of(case("resume"))
 
@@ -72,6 +70,7 @@ def test_every_layout_of_the_guide_has_a_row():
     names = " ".join(c.name for c in cases())
     for part in ("resume", "accumulation", "growth", "EP 2", "EP 4", "FSDP 1", "FSDP 2"):
         assert part in names
+    assert "pipeline 2" in names
     assert all("4" not in c.name for c in cases(processes=(2,)) if c.name.startswith(("EP", "FS")))
 
 

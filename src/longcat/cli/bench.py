@@ -282,6 +282,7 @@ def _measure_kernels(device: str, rounds: int) -> dict[str, Any]:
 def _measure_exactness() -> dict[str, Any]:
     from longcat.cli.benchmarks import exactness, timing
     from longcat.cli.benchmarks.document import Clock, Row
+    from longcat.cli.benchmarks.exactness_runs import STEPS
 
     clock = Clock()
     rows: list[Row] = []
@@ -292,8 +293,8 @@ def _measure_exactness() -> dict[str, Any]:
             typer.echo(f"measured {case.name}", err=True)
     return clock.document(
         "longcat bench exactness",
-        f"none; largest differences over {exactness.STEPS} float64 steps of nano, gradients' over "
-        "the tensor's largest entry",
+        f"none; largest differences over {STEPS} float64 steps of nano, gradients' "
+        "over the tensor's largest entry",
         **machine,
         rows=rows,
     )
