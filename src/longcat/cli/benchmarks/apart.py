@@ -7,12 +7,14 @@ and a form whose expert batches are new shapes in every step pushes the others' 
 from __future__ import annotations
 
 import multiprocessing
+import os
 from concurrent.futures import ProcessPoolExecutor
 from types import TracebackType
 
 import torch
 
 from longcat.cli.benchmarks import timing
+from longcat.cli.benchmarks.shares import shares
 from longcat.cli.benchmarks.train import Form, Step, batch
 from longcat.flash import FlashConfig
 from longcat.train.allocator import keep_freed_memory
@@ -25,6 +27,7 @@ class Apart:
     """
 
     def __init__(self, form: Form, config: FlashConfig, directory: str) -> None:
+        os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # the profiler tells when it begins and ends
         self._pool = ProcessPoolExecutor(
             max_workers=1,
             mp_context=multiprocessing.get_context("spawn"),
@@ -39,6 +42,10 @@ class Apart:
     def turn(self) -> tuple[float, float]:
         """(wall, CPU) seconds of one step."""
         return self._pool.submit(_turn).result()
+
+    def shares(self) -> dict[str, float]:
+        """Of the kinds of operation in a step, see `longcat.cli.benchmarks.shares`."""
+        return self._pool.submit(_shares).result()
 
     def __enter__(self) -> Apart:
         return self
@@ -70,3 +77,8 @@ def _loss() -> float:
 def _turn() -> tuple[float, float]:
     (step,) = _steps
     return timing.sample(step)
+
+
+def _shares() -> dict[str, float]:
+    (step,) = _steps
+    return shares(step)

@@ -12,6 +12,7 @@ from typing import Any
 from longcat.cli.benchmarks import memory, timing, train
 from longcat.cli.benchmarks.apart import Apart
 from longcat.cli.benchmarks.document import Clock, Row, rounded
+from longcat.cli.benchmarks.shares import PRODUCTS
 from longcat.flash import FlashConfig, FlashModel
 from longcat.train.allocator import keep_freed_memory
 
@@ -24,14 +25,19 @@ PEAK = (
     "GFLOP/s are model operations over its whole time"
 )
 MEMORY = "resident at its highest over two steps, each form in a process of its own, less imports"
+SHARES = (
+    "our step's time by kind of operation, under torch's profiler, which slows small ones down; "
+    "% of peak beside the products is what the step would reach if nothing else took time"
+)
 PRODUCT = "product, "
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """One shape in one precision: the products that set the peak, and the steps."""
+    """One shape in one precision: the products that set the peak, the steps, our step's parts."""
 
     peaks: list[Row]
+    shares: list[Row]
     rows: list[Row]
 
 
@@ -62,6 +68,7 @@ def compare(config: FlashConfig, precision: str, rounds: int, *, with_theirs: bo
             name: timing.summary(samples, "cpu")
             for name, samples in timing.turns(turns, rounds=rounds).items()
         }
+        parts = steps[ours].shares()
     speed = {name: 2 * train.SIZE**3 / timings[PRODUCT + name].median for name in products}
     theirs = [timings[name].median for name in forms if name != ours]
     rows: list[Row] = []
@@ -82,6 +89,11 @@ def compare(config: FlashConfig, precision: str, rounds: int, *, with_theirs: bo
             # Against whichever of theirs is the fastest.
             figures["x_transformers"] = min(theirs) / taken.median
         rows.append({"form": name, **rounded(figures)})
+    limit = 100 * operations / timings[ours].median / max(speed.values())
+    shares: list[Row] = [
+        {"kind": kind, **rounded({"share_%": share})} for kind, share in parts.items()
+    ]
+    shares[0] |= rounded({"%_of_peak": 100 * limit / max(parts[PRODUCTS], 1e-9)})
     peaks: list[Row] = [
         {
             "product": name,
@@ -94,7 +106,7 @@ def compare(config: FlashConfig, precision: str, rounds: int, *, with_theirs: bo
         }
         for name, value in speed.items()
     ]
-    return Comparison(peaks=peaks, rows=rows)
+    return Comparison(peaks=peaks, shares=shares, rows=rows)
 
 
 def document(rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
@@ -106,6 +118,7 @@ def document(rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
     clock = Clock()
     peaks: list[Row] = []
     rows: list[Row] = []
+    shares: list[Row] = []
     with timing.pinned_threads(1):
         machine = timing.machine("cpu", "transformers")
         for shape, config in train.shapes().items():
@@ -113,6 +126,7 @@ def document(rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
                 case = compare(config, precision, rounds, with_theirs=not missing)
                 of: Row = {"shape": shape, "precision": precision}
                 peaks += [of | row for row in case.peaks]
+                shares += [of | row for row in case.shares]
                 rows += [of | row for row in case.rows]
                 say(f"measured {shape}, {precision}")
     return clock.document(
@@ -122,6 +136,8 @@ def document(rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
         step=STEP,
         peak=PEAK,
         memory=MEMORY,
+        parts=SHARES,
         peaks=peaks,
         rows=rows,
+        shares=shares,
     )
