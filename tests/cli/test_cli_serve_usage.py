@@ -15,14 +15,18 @@ def test_flags_of_the_engine_reach_it(
     tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[EngineConfig] = []
+    asked: list[dict[str, bool]] = []
 
-    def build(*arguments: Any) -> Any:
+    def build(*arguments: Any, **options: bool) -> Any:
         seen.append(arguments[-1])
+        asked.append(options)
         raise ValueError("enough")
 
     monkeypatch.setattr("longcat.cli.serve._service", build)
     flags = ["--exact", "--overlap", "--no-graphs", "--steps", "2", "--drafts", "3"]
+    flags.append("--disaggregated")
     assert main(["serve", "--port", "0", "--model", str(tiny_checkpoint), *flags]) == 2
+    assert asked == [{"disaggregated": True}]
     assert seen == [
         EngineConfig(exact=True, overlap=True, graphs=False, steps_per_schedule=2, num_drafts=3)
     ]

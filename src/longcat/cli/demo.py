@@ -65,6 +65,12 @@ def _corruption(seed: int, steps: int | None) -> page.Walkthrough:
     return CorruptionDemo(seed=seed, steps=steps or STEPS)
 
 
+def _disaggregation(seed: int, steps: int | None) -> page.Walkthrough:
+    from longcat.cli.demos.disaggregation import TOKENS, DisaggregationDemo
+
+    return DisaggregationDemo(seed=seed, tokens=steps or TOKENS)
+
+
 def _kernels(seed: int, steps: int | None) -> page.Walkthrough:
     from longcat.cli.demos.kernels import TOKENS, KernelsDemo
 
@@ -78,6 +84,7 @@ DEMOS: dict[str, Callable[[int, int | None], page.Walkthrough]] = {
     "kernels": _kernels,
     "speculative": _speculative,
     "corruption": _corruption,
+    "disaggregation": _disaggregation,
 }
 
 
@@ -119,6 +126,25 @@ _command(
     "corruption",
     "Faults put into a run, a flipped bit or a stale expert: who notices, and what then.",
 )
+
+
+@app.command()
+def disaggregation(
+    seed: _Seed = 0,
+    steps: Annotated[
+        int | None, typer.Option("--tokens", min=1, help="Tokens of the prompt.")
+    ] = None,
+    pause: _Pause = True,
+    speed: _Speed = 1.0,
+    record: _Record = None,
+    ascii_only: _Ascii = False,
+    as_json: _Json = False,
+) -> None:
+    """A prompt's latents cross to another process layer by layer, which is then killed.
+
+    Example: longcat demo disaggregation --no-pause
+    """
+    _play("disaggregation", seed, steps, pause, speed, record, ascii_only, as_json)
 
 
 @app.command()

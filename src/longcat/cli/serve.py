@@ -40,6 +40,7 @@ def command(
     prefix_cache: opt.PrefixCache = True,
     speculative: opt.Speculative = True,
     drafts: opt.NumDrafts = None,
+    disaggregated: opt.Divided = False,
     exact: opt.Exact = False,
     dtype: opt.Dtype = "float32",
     device: opt.Device = None,
@@ -97,11 +98,13 @@ def command(
             "--host and --port"
         ) from None
     with listener:
-        service = _service(server, found, dtype, device, engine)
+        service = _service(server, found, dtype, device, engine, disaggregated=disaggregated)
         logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
         if not quiet:
             logging.getLogger("longcat.serve").setLevel(logging.INFO)
         typer.echo(f"loading {found.directory} ...", err=True)
+        if disaggregated:
+            typer.echo("prompts are computed in a process of their own", err=True)
         run(service, listener, partial(_greet, found, service, listener))
     typer.echo("stopped", err=True)
 
@@ -112,9 +115,11 @@ def _service(
     dtype: str,
     device: str | None,
     engine: "EngineConfig",
+    *,
+    disaggregated: bool = False,
 ) -> "Service":
     from longcat.cli.models import weights
-    from longcat.cli.serving import ServedTokenizer, build_engine
+    from longcat.cli.serving import ServedTokenizer, build_divided, build_engine
     from longcat.flash.checkpoint import open_checkpoint
     from longcat.flash.llm import constraint_factory
     from longcat.flash.tokenizer import Tokenizer
@@ -124,7 +129,8 @@ def _service(
     tokenizer = Tokenizer.load(found.directory)
     with open_checkpoint(found.directory) as checkpoint:  # says early what is wrong with it
         config = checkpoint.config
-    process = EngineProcess(partial(build_engine, found.directory, dtype, device, engine))
+    build = build_divided if disaggregated else build_engine
+    process = EngineProcess(partial(build, found.directory, dtype, device, engine))
     gate = Gate(engine.max_running + server.max_queue)
     return Service(
         config=server,

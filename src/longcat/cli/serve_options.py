@@ -99,6 +99,10 @@ NumDrafts = Annotated[
     int | None,
     _engine(min=1, max=3, help="Drafts per step.", show_default="chosen while running"),
 ]
+Divided = Annotated[
+    bool,
+    _engine("--disaggregated", help="Compute prompts in a process of their own."),
+]
 Exact = Annotated[
     bool,
     _engine(

@@ -1,6 +1,8 @@
 """A checkpoint made ready to be served: its engine, and its tokenizer as the server wants it."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from longcat.chat import Message, Template, Tool
@@ -11,6 +13,7 @@ from longcat.flash.llm import constraint_factory
 from longcat.flash.packed import as_served
 from longcat.flash.tokenizer import Tokenizer
 from longcat.serve import Engine, EngineConfig
+from longcat.serve.disaggregation import Disaggregated, PrefillProcess
 
 
 class ServedTokenizer:
@@ -73,3 +76,17 @@ def build_engine(directory: Path, dtype: str, device: str | None, config: Engine
     constraints = constraint_factory(tokenizer, model.vocab_size, model.eos_token_id)
     served = model if config.exact else as_served(model)
     return Engine(served, ServedTokenizer(tokenizer), config, constraints=constraints)
+
+
+def build_divided(
+    directory: Path, dtype: str, device: str | None, config: EngineConfig
+) -> Disaggregated:
+    """The same engine, whose prompts another process computes. That one drafts once: the drafts
+    behind a first token are judged here, whatever this side chooses then.
+    """
+    engine = build_engine(directory, dtype, device, config)
+    drafts = 1 if config.num_drafts is None else config.num_drafts
+    prompts = replace(config, num_drafts=drafts, overlap=False, steps_per_schedule=1)
+    factory = partial(build_engine, directory, dtype, device, prompts)
+    # A connection ends with whoever dies; a ring in memory would stay until the front ends.
+    return Disaggregated(engine, PrefillProcess(factory, "tcp"))

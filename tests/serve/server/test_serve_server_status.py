@@ -8,7 +8,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from longcat.serve import EngineStats
-from longcat.serve.server.answers import Detokenized, ModelList, TokenizerTold, Tokens
+from longcat.serve.server.answers import Detokenized, Health, ModelList, TokenizerTold, Tokens
 
 Ask = Callable[..., Any]
 BODY: dict[str, Any] = {"model": "tiny", "prompt": "ab", "max_tokens": 8}
@@ -122,6 +122,23 @@ def test_metrics_count_what_was_asked_and_what_the_engine_says(ask: Ask) -> None
         assert told["longcat_drafts_accepted_total", "2"] == 1
         assert told["longcat_preemptions_total",] == 1
         assert told["longcat_engine_up",] == 1
+
+    ask(scenario)
+
+
+def test_health_and_metrics_tell_of_the_process_that_computes_prompts(ask: Ask) -> None:
+    async def scenario(server: Any) -> None:
+        names = [n for n in EngineStats.__dataclass_fields__ if not n.endswith("_at")]
+        counts: Any = dict.fromkeys(names, 0) | {"drafted_at": (), "accepted_at": ()}
+        for alive, told in ((None, None), (True, "up"), (False, "down")):
+            server.engine.stats = EngineStats(**counts | {"prefill_alive": alive})
+            answer = (await server.client.get("/health")).json()
+            Health.model_validate(answer, strict=True)
+            assert answer.get("prefill") == told
+            metrics = (await server.client.get("/metrics")).text
+            assert ("longcat_prefill_up" in metrics) == (alive is not None)
+        stats = (await server.client.get("/stats")).json()
+        assert stats["engine"]["prefill_alive"] is False
 
     ask(scenario)
 

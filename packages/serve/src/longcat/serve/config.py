@@ -68,6 +68,8 @@ class EngineStats:
     prefix_queries         prompt tokens looked up in the prefix cache
     prefix_hits            of these, found
     finished               sequences that ended, aborted ones included
+    prefill_alive          whether the process that computes prompts lives; None where there is none
+    prefill_restarts       times that it was started again
     """
 
     running: int
@@ -86,6 +88,8 @@ class EngineStats:
     prefix_queries: int
     prefix_hits: int
     finished: int
+    prefill_alive: bool | None = None
+    prefill_restarts: int = 0
 
     @property
     def acceptance(self) -> float:

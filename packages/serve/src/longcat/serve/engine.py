@@ -284,7 +284,10 @@ class Engine:
             preemptions=self._scheduler.preemptions,
             prefix_queries=self._scheduler.prefix_queries,
             prefix_hits=self._scheduler.prefix_hits,
-            **self._counts,
+            steps=self._counts["steps"],
+            prompt_tokens=self._counts["prompt_tokens"],
+            tokens=self._counts["tokens"],
+            finished=self._counts["finished"],
         )
 
     def check_integrity(self) -> None:

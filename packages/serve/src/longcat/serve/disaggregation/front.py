@@ -18,6 +18,16 @@ WAIT = 0.02  # seconds for a message, when there is nothing else to do
 class Prefill(Protocol):
     """Somebody who computes prompts and sends what comes of them."""
 
+    @property
+    def alive(self) -> bool:
+        """Whether an order would reach it."""
+        ...
+
+    @property
+    def sentinel(self) -> int | None:
+        """What becomes readable when it dies, for `select`; None where nothing does."""
+        ...
+
     def start(self, request: Request, skip: int) -> None:
         """Compute a prompt, and send its latents from place `skip` on."""
         ...
@@ -50,6 +60,7 @@ class Disaggregated:
         self._node = DecodeNode(engine)
         self._prefill = prefill
         self._retries = retries
+        self._restarts = 0
 
     @property
     def model(self) -> PagedModel:
@@ -83,6 +94,8 @@ class Disaggregated:
     def step(self) -> list[Delta]:
         """What every request gained by what has arrived, and by one step of the decode side."""
         deltas: list[Delta] = []
+        if self._node.queued and not self._node.expecting and not self._prefill.alive:
+            self._begin_anew()  # it died when it had nothing to do
         try:
             for request, skip in self._node.offers():
                 self._prefill.start(request, skip)
@@ -95,13 +108,27 @@ class Disaggregated:
         except Broken as broken:
             error = f"the prompt could not be computed: {broken}"
             deltas += self._node.recover(error, self._retries)
-            self._prefill.restart()
+            self._begin_anew()
         return deltas + self._engine.step()
+
+    def _begin_anew(self) -> None:
+        self._restarts += 1
+        self._prefill.restart()
+
+    @property
+    def sentinel(self) -> int | None:
+        """What becomes readable when prefill dies; None when it is dead."""
+        return self._prefill.sentinel if self._prefill.alive else None
 
     def stats(self) -> EngineStats:
         """Of the decode side; prompts that are waited for count as waiting."""
         stats = self._engine.stats()
-        return replace(stats, waiting=stats.waiting + self._node.queued)
+        return replace(
+            stats,
+            waiting=stats.waiting + self._node.queued,
+            prefill_alive=self._prefill.alive,
+            prefill_restarts=self._restarts,
+        )
 
     def check_integrity(self) -> None:
         """As `Engine.check_integrity`, of the decode side."""

@@ -17,6 +17,16 @@ class LocalPrefill:
         self._stepped = False
         self.node = PrefillNode(engine, self._channel)
 
+    @property
+    def alive(self) -> bool:
+        """It lives as long as we do."""
+        return True
+
+    @property
+    def sentinel(self) -> int | None:
+        """Nothing tells of an end that cannot come."""
+        return None
+
     def start(self, request: Request, skip: int) -> None:
         """As `PrefillNode.start`."""
         self.node.start(request, skip)

@@ -60,10 +60,18 @@ class PrefillProcess:
         self.process.start()
         theirs.close()
 
+    @property
+    def alive(self) -> bool:
+        """Whether the process lives."""
+        return self.process.is_alive()
+
+    @property
+    def sentinel(self) -> int | None:
+        """Readable when the process ends."""
+        return self.process.sentinel
+
     def start(self, request: Request, skip: int) -> None:
-        """Order a prompt."""
-        if not self.process.is_alive():
-            self.restart()
+        """Order a prompt; raises Broken when the process is dead."""
         self._say(("start", request, skip))
 
     def abort(self, request_id: str) -> None:

@@ -178,6 +178,7 @@ class Health(Told):
     """The server takes requests."""
 
     status: Literal["ok"]
+    prefill: Literal["up", "down"] | None = None
 
 
 class EngineCounts(Told):
@@ -199,6 +200,8 @@ class EngineCounts(Told):
     prefix_queries: int
     prefix_hits: int
     finished: int
+    prefill_alive: bool | None
+    prefill_restarts: int
 
 
 class ServerStats(Told):

@@ -115,6 +115,17 @@ class _EngineCounts(Collector):
         yield GaugeMetricFamily(
             "longcat_drafts_per_step", "Drafts per step in use now.", stats.drafts
         )
+        if stats.prefill_alive is not None:
+            yield GaugeMetricFamily(
+                "longcat_prefill_up",
+                "1 while the process that computes prompts lives.",
+                float(stats.prefill_alive),
+            )
+            yield CounterMetricFamily(
+                "longcat_prefill_restarts",
+                "Times that it was started again.",
+                stats.prefill_restarts,
+            )
         judged = CounterMetricFamily(
             "longcat_drafts_judged", "Drafts that the target judged, by depth.", labels=("depth",)
         )

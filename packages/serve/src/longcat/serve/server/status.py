@@ -45,7 +45,10 @@ def status(service: Service) -> APIRouter:
             raise ApiError(
                 503, f"the engine is {service.engine.state}", code="engine_down", retry_after=1
             )
-        return {"status": "ok"}
+        stats = service.engine.stats
+        if stats is None or stats.prefill_alive is None:
+            return {"status": "ok"}
+        return {"status": "ok", "prefill": "up" if stats.prefill_alive else "down"}
 
     @router.get(
         "/metrics",

@@ -6,11 +6,13 @@ yet waits for the next process, and so does what comes meanwhile: until the engi
 """
 
 import asyncio
+import atexit
 import logging
 import multiprocessing
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal, Protocol
 
 from longcat.serve.config import EngineStats
@@ -77,6 +79,7 @@ class EngineProcess:
         self._process: multiprocessing.process.BaseProcess | None = None
         self._deaths = 0
         self._keeper: asyncio.Task[None] | None = None
+        self._at_exit: Callable[[], None] | None = None
 
     @property
     def pid(self) -> int | None:
@@ -142,11 +145,15 @@ class EngineProcess:
         ours, theirs = socket.socketpair()
         # spawn: a fork of a process with threads (torch has some) may deadlock.
         process = multiprocessing.get_context("spawn").Process(
-            target=work, args=(self._factory, theirs), name="longcat-engine", daemon=True
+            target=work, args=(self._factory, theirs), name="longcat-engine", daemon=False
         )
         self._process = process
         with theirs:
             await asyncio.to_thread(process.start)
+        # No daemon, which could have no process of its own to compute prompts in. So whoever leaves
+        # without having stopped it ends it here, before Python waits for it.
+        self._at_exit = partial(_end, process, ours)
+        atexit.register(self._at_exit)
         reader, self._writer = await asyncio.open_connection(sock=ours)
         first = await read(reader)
         if not isinstance(first, Ready):
@@ -232,3 +239,12 @@ class EngineProcess:
             if process.is_alive():
                 process.kill()
                 await asyncio.to_thread(process.join)
+        if self._at_exit is not None:
+            atexit.unregister(self._at_exit)
+            self._at_exit = None
+
+
+def _end(process: multiprocessing.process.BaseProcess, channel: socket.socket) -> None:
+    channel.close()
+    if process.is_alive():
+        process.kill()

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
+from longcat.serve.disaggregation import Disaggregated
 from longcat.serve.engine import Engine
 from longcat.serve.request import Delta
 from longcat.serve.server.wire import (
@@ -31,7 +32,7 @@ from longcat.serve.server.wire import (
 # Counts are sent with the deltas, but no more often than this many seconds.
 STATS_EVERY = 0.2
 
-EngineFactory = Callable[[], Engine]
+EngineFactory = Callable[[], Engine | Disaggregated]
 
 
 def work(factory: EngineFactory, channel: socket.socket) -> None:
@@ -49,11 +50,15 @@ def answer(factory: EngineFactory, channel: socket.socket) -> None:
         except (ValueError, OSError) as error:
             channel.sendall(frame(Failed(sentence=" ".join(str(error).split()))))
             return
-        channel.sendall(frame(Ready(info=_info(engine))))
-        _Worker(engine, channel).run()
+        try:
+            channel.sendall(frame(Ready(info=_info(engine))))
+            _Worker(engine, channel).run()
+        finally:
+            if isinstance(engine, Disaggregated):
+                engine.close()
 
 
-def _info(engine: Engine) -> EngineInfo:
+def _info(engine: Engine | Disaggregated) -> EngineInfo:
     config, model = engine.config, engine.model
     return EngineInfo(
         vocab_size=model.vocab_size,
@@ -69,11 +74,12 @@ def _info(engine: Engine) -> EngineInfo:
 class _Worker:
     """One engine and one channel."""
 
-    def __init__(self, engine: Engine, channel: socket.socket) -> None:
+    def __init__(self, engine: Engine | Disaggregated, channel: socket.socket) -> None:
         self._engine = engine
         self._channel = channel
         self._refused: list[tuple[str, str]] = []
         self._told = 0.0
+        self._prefill_was_alive: bool | None = None
 
     def run(self) -> None:
         """Until the front closes the channel."""
@@ -86,9 +92,18 @@ class _Worker:
             self._hand_out(deltas, idle)
 
     def _take_in(self) -> bool:
-        """Take all messages that have come, waiting for one if there is nothing else to do."""
+        """Take all messages that have come, waiting for one if there is nothing else to do, or for
+        the end of a process of the engine's, so that the front hears of it.
+        """
+        watched: list[socket.socket | int] = [self._channel]
         patience = 0.0 if self._engine.has_work else None
-        while select.select([self._channel], [], [], patience)[0]:
+        if patience is None and isinstance(self._engine, Disaggregated):
+            sentinel = self._engine.sentinel
+            if sentinel is not None:
+                watched.append(sentinel)
+            elif self._prefill_was_alive:
+                patience = 0.0  # it died after the front was last told of it
+        while self._channel in select.select(watched, [], [], patience)[0]:
             message = receive(self._channel)
             if message is None:
                 return False
@@ -113,5 +128,7 @@ class _Worker:
         if due:
             self._told = now
         stats = self._engine.stats() if due else None
+        if stats is not None:
+            self._prefill_was_alive = stats.prefill_alive
         refused, self._refused = tuple(self._refused), []
         self._channel.sendall(frame(Progress(deltas=tuple(deltas), refused=refused, stats=stats)))
