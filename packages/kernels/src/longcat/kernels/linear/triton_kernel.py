@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from longcat.kernels.linear import descriptor_kernel
 from longcat.kernels.linear.tiles import LARGE, ROWS, Tile, choose_tile
 from longcat.kernels.operands import check_rows
 from longcat.kernels.proof.configuration import Configuration
@@ -94,8 +95,10 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     )
 
 
-def product(x: Tensor, weight: Tensor, tile: Tile) -> Tensor:
+def product(x: Tensor, weight: Tensor, tile: Tile, described: bool | None = None) -> Tensor:
     """x [T, I] @ weight^T [I, O] -> [T, O] by the given tile.
+
+    described: fetch tiles by TMA. None: where both matrices can be described.
 
     Raises:
         ValueError: columns of an operand that are not adjacent; a copy of a weight would go unseen.
@@ -111,11 +114,16 @@ def product(x: Tensor, weight: Tensor, tile: Tile) -> Tensor:
     if tile.splits > 1:
         parts = torch.empty(tile.splits, *y.shape, dtype=torch.float32, device=x.device)
     grid = (triton.cdiv(outputs, tile.outputs), triton.cdiv(tokens, tile.tokens), tile.splits)
+    if described is None:
+        described = descriptor_kernel.can_be_described(x, weight)
     with torch.cuda.device_of(x):
-        _product[grid](
-            x, weight, parts, tokens, outputs, inner, x.stride(0), weight.stride(0), share,
-            **tile.constants(inner), num_warps=tile.warps, num_stages=tile.stages,
-        )  # fmt: skip
+        if described:
+            descriptor_kernel.launch(x, weight, parts, tile, share, grid)
+        else:
+            _product[grid](
+                x, weight, parts, tokens, outputs, inner, x.stride(0), weight.stride(0), share,
+                **tile.constants(inner), num_warps=tile.warps, num_stages=tile.stages,
+            )  # fmt: skip
         if parts is not y:
             _add_splits[(triton.cdiv(y.numel(), REDUCE),)](
                 parts, y, y.numel(), tile.splits, BLOCK=REDUCE
@@ -124,10 +132,14 @@ def product(x: Tensor, weight: Tensor, tile: Tile) -> Tensor:
 
 
 def configurations() -> Iterator[Configuration]:
-    """Every tile of the table, alone and split, one ragged width, and the kernel in Gluon."""
+    """Every tile, alone and split, by pointers and by TMA; a ragged width; the one in Gluon."""
     for tile in (*(tile for _, tile in ROWS), LARGE):
         for result in ("bf16", "fp32"):
-            yield _configuration(tile, result, inner=6144)
+            by_pointers = _configuration(tile, result, inner=6144)
+            yield by_pointers
+            yield descriptor_kernel.configuration(
+                tile, result, by_pointers.needs, by_pointers.forbids
+            )
     yield _configuration(ROWS[1][1], "bf16", inner=6100)
     yield Configuration(
         kernel=_add_splits,
