@@ -130,3 +130,19 @@ def test_r_g_at_two_micro_batches_is_that_of_the_definition(kit):
                 pulls[layer], f, alpha=0.05, n_ffn=8, groups=1, centred=centred
             )
             assert record[key][layer] == pytest.approx(want, rel=1e-9)
+
+
+def test_the_gradient_of_the_logits_takes_their_memory_where_nothing_is_measured(kit, monkeypatch):
+    asked = []
+    run = step_module.cross_entropy
+
+    def noted(*args, in_place, **kwargs):
+        asked.append(in_place)
+        return run(*args, in_place=in_place, **kwargs)
+
+    monkeypatch.setattr(step_module, "cross_entropy", noted)
+    trainer = kit.trainer(kit.settings(precision="float64", measure_every=2, **WEIGHTS))
+    trainer.train_step()
+    trainer.train_step()
+    # Two micro-batches with two heads each: a step that is measured, and one that is not.
+    assert asked == [False] * 4 + [True] * 4

@@ -104,6 +104,7 @@ def forward_backward(
             bos=bos,
             token_bytes=token_bytes,
             documents=documents,
+            in_place=not measure,
         )
     if measure:
         _measure(model, output, loss, tally)
@@ -124,21 +125,23 @@ def add_losses(
     bos: int,
     token_bytes: Tensor,
     documents: Tensor | None = None,
+    in_place: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """(main loss, all losses but the balance loss) of one micro-batch, whose sums are tallied.
 
     Args:
         outputs: logits [B,T,V], last layer [B,T,D] and draft logits [B,T,V], or None for these.
         wanted: [B,T] each, what the model and what the draft head are to predict; bos is nothing.
+        in_place: the logits' gradients take their memory; nobody may look at them afterwards.
     """
     (logits, last_layer, drafts), (main, after_next) = outputs, wanted
-    nll = _summed(logits, main, bos)
+    nll = _summed(logits, main, bos, in_place)
     real = None if documents is None else documents >= 0
     z = hidden_z_loss(last_layer, settings.z_loss_weight, real)
     loss = nll / targets.main
     total = loss + z / settings.micro_batches
     if drafts is not None:
-        mtp_nll = _summed(drafts, after_next, bos)
+        mtp_nll = _summed(drafts, after_next, bos, in_place)
         total = total + settings.mtp_weight * mtp_nll / max(1, targets.mtp)
         tally.add("mtp_nll", mtp_nll.detach())
         tally.add("mtp_targets", (after_next != bos).sum())
@@ -182,10 +185,10 @@ def add_ffn(tally: Tally, layer: int, used: Tensor) -> None:
     tally.ffn_squared[layer] += (used * used).sum()
 
 
-def _summed(logits: Tensor, ids: Tensor, bos: int) -> Tensor:
+def _summed(logits: Tensor, ids: Tensor, bos: int, in_place: bool) -> Tensor:
     """Cross entropy summed over targets, in float32 (float64 for a float64 model)."""
     wanted = ids.masked_fill(ids == bos, IGNORED).flatten()
-    return cross_entropy(logits.flatten(0, 1), wanted, IGNORED)
+    return cross_entropy(logits.flatten(0, 1), wanted, IGNORED, in_place=in_place)
 
 
 def _without_padding(values: Tensor, real: Tensor | None) -> Tensor:
