@@ -90,17 +90,19 @@ def test_a_packed_pass_gives_the_models_numbers(
     assert apart(one_pass(PackedModel(model), dtype), one_pass(model, dtype)) < BOUNDS[dtype]
 
 
+@pytest.mark.parametrize("tokens", [1, 3])
 @pytest.mark.parametrize("case", ["base", "no identity experts", "identity experts only"])
 @torch.inference_mode()
-def test_so_does_a_single_token(tiny_config, random_model, parity_cases, case):
+def test_so_do_few_tokens(tiny_config, random_model, parity_cases, case, tokens):
     model = random_model(tiny_config(**parity_cases[case])).eval()
+    assert tokens <= ffn.FEW
     results = []
     for form in (PackedModel(model), model):
         latents = Latents(form.latent_layout, 3, 4)
-        for place in range(6):
-            table, places = torch.tensor([[2, 1]]), torch.tensor([[place]])
+        for place in range(0, 6, tokens):
+            table, places = torch.tensor([[2, 1]]), place + torch.arange(tokens).unsqueeze(0)
             ragged, positions = _lay_out(latents, table, places, [])
-            ids = torch.tensor([7 * place + 5])
+            ids = 7 * positions + 5
             hidden = form.forward_paged(ids, positions, latents.target(ragged))
         results.append([hidden, *latents.stores[:-1]])
     assert apart(*results) < BOUNDS[torch.float32]

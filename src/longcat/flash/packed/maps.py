@@ -3,6 +3,7 @@
 Shapes: T tokens, I inputs, O outputs, D width.
 """
 
+import math
 from typing import Protocol
 
 import torch
@@ -59,21 +60,21 @@ def joined(*modules: nn.Module, order: Tensor | None = None) -> Map:
 
 
 class Norm:
-    """RMSNorm of rows, the weight times `factor`: five small operations, torch's own takes eight.
+    """RMSNorm of rows, the weight times `factor`, in the fewest operations:
+
+        x / sqrt(|x|^2 + D eps) * (weight sqrt(D))
 
     All is computed in float32 (float64 for float64 rows) and rounded once.
     """
 
     def __init__(self, norm: RMSNorm, factor: float = 1.0) -> None:
         weight = norm.weight.detach()
-        self._dtype = weight.dtype
+        width, self._dtype = len(weight), weight.dtype
         self._wide = torch.promote_types(weight.dtype, torch.float32)
-        self._weight = weight.to(self._wide) * factor
-        self._eps = torch.full((1, 1), norm.eps, dtype=self._wide)
-        self._share = 1 / len(weight)
+        self._weight = weight.to(self._wide) * (factor * math.sqrt(width))
+        self._least = torch.full((1, 1), math.sqrt(width * norm.eps), dtype=self._wide)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [T,D] -> [T,D]."""
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=self._wide)
-        inverse = torch.addcmul(self._eps, length, length, value=self._share).rsqrt_()
-        return (x * inverse).mul_(self._weight).to(self._dtype)
+        return (x / torch.hypot(length, self._least)).mul_(self._weight).to(self._dtype)
