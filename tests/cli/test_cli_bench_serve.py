@@ -15,7 +15,7 @@ from longcat.cli.benchmarks.serve import (
     prefill,
     shapes,
 )
-from longcat.cli.benchmarks.serve.forms import FreshPrompts, Ours, check_alike
+from longcat.cli.benchmarks.serve.forms import FreshPrompts, Ours, check_alike, contestants
 from longcat.cli.benchmarks.serve.replayed import Replayed
 from longcat.flash import FlashConfig, FlashModel
 from longcat.flash.operations import causal_pairs, training_operations
@@ -35,6 +35,33 @@ def test_nothing_is_timed_of_models_that_say_different_things(toy: FlashModel) -
     other = FlashModel(TOY, seed=1).eval()
     with pytest.raises(ValueError, match="must continue a prompt alike"):
         check_alike({"a": Ours(toy), "b": Ours(other)}, prompts)
+
+
+def test_weights_of_8_bits_are_half_of_what_a_pass_reads_and_go_on_alike() -> None:
+    read = {}
+    for kept_in in ("bfloat16", "int8"):
+        model, forms = contestants(TOY, kept_in, compare=False)
+        read[kept_in] = shapes.touched_bytes(model, 1.0)
+        assert len(forms["longcat"](FreshPrompts(TOY.vocab_size)(5), [4])[0]) == 4
+    kept = 2 * sum(  # the head, norms, the router and kv_b_proj stay as they are
+        p.numel()
+        for name, p in model.named_parameters()
+        if ".mtp." not in name and "embed_tokens" not in name
+    )
+    assert read["int8"] - kept == pytest.approx((read["bfloat16"] - kept) / 2, rel=0.05)
+
+
+def test_the_number_of_drafts_that_is_chosen_is_beside_the_best_fixed_one(
+    toy: FlashModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drafts, "TOKENS", 8)
+    monkeypatch.setattr(drafts, "BATCHES", (1,))
+    prompts = FreshPrompts(TOY.vocab_size)(6)
+    case = drafts.Case(name="toy", text="", model=Replayed(toy, 0.8), prompts=prompts)
+    rows = drafts.measure(case, 3)
+    fixed = [float(row["%_behind_best"]) for row in rows if row["drafts"] != "chosen"]
+    assert min(fixed) == 0.0
+    assert max(fixed) > 0.0
 
 
 def test_replayed_drafts_change_no_token(toy: FlashModel) -> None:
@@ -125,6 +152,8 @@ def test_rows_are_named_by_words_of_their_model_and_precision() -> None:
     assert parts.chosen([], "bench float32") == ["prefill", "decode", "ragged", "prefix"]
     assert parts.chosen([], "nano") == ["drafts", "quality"]
     assert parts.chosen(["decode"], "bfloat16") == ["decode"]
+    assert parts.chosen([], "int8") == ["decode", "quality"]
+    assert parts.chosen([], "nano-bytes") == ["drafts"]
     for words in ("benc", "nano bench", "float32 bfloat16"):
         with pytest.raises(ValueError, match=f"--rows '{words}' fits no row of prefill"):
             parts.chosen([], words)

@@ -8,7 +8,6 @@ from functools import partial
 from longcat.cli.benchmarks import timing
 from longcat.cli.benchmarks.document import Row, rounded
 from longcat.cli.benchmarks.serve.forms import FreshPrompts, Ours, contestants
-from longcat.cli.benchmarks.serve.shapes import PRECISIONS
 from longcat.flash import FlashConfig, FlashModel
 from longcat.flash.packed import as_served
 
@@ -19,7 +18,7 @@ PROMPT, SHARED = 1024, 928  # of the prefix cache's prompts: all tokens, and tho
 
 def measure_ragged(name: str, config: FlashConfig, rounds: int, *, compare: bool) -> list[Row]:
     """Eight requests that arrive together, each leaving when it is done, against a padded batch."""
-    _, forms = contestants(config, PRECISIONS["float32"], compare=compare)
+    _, forms = contestants(config, "float32", compare=compare)
     prompts = FreshPrompts(config.vocab_size)(*ASKED)
     turns: dict[str, Callable[[], object]] = {
         form: partial(run, prompts, ANSWERED) for form, run in forms.items()

@@ -26,7 +26,8 @@ NOTES = {
     "ragged": "8 requests at once, 16 to 512 tokens in, 16 to 128 out; transformers pads them to "
     "one batch; tokens/s counts what was asked for",
     "prefix": "first token of a prompt of 1,024, 928 of them in the prefix cache or none",
-    "drafts": "bfloat16, 64 tokens after a prompt of 64, prefill included; replayed: all is "
+    "drafts": "bfloat16, 64 tokens after a prompt of 64, prefill included; % behind best: time "
+    "beyond that of the best fixed number; replayed: all is "
     "computed, and what the random weights say is replaced",
     "quality": "bits per byte of held-out text",
 }

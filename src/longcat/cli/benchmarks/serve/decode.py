@@ -10,7 +10,7 @@ import torch
 from longcat.cli.benchmarks import timing
 from longcat.cli.benchmarks.document import Row, rounded
 from longcat.cli.benchmarks.serve.forms import FreshPrompts, Ours, contestants
-from longcat.cli.benchmarks.serve.shapes import PRECISIONS, ExpertCount, touched_bytes
+from longcat.cli.benchmarks.serve.shapes import ExpertCount, touched_bytes
 from longcat.cli.benchmarks.timing import Timing
 from longcat.flash import FlashConfig, FlashModel
 
@@ -23,7 +23,7 @@ def measure(
     name: str, config: FlashConfig, precision: str, rounds: int, *, compare: bool
 ) -> dict[str, list[Row]]:
     """The fastest reads, and passes beside them: rows of `bandwidth` and of `decode`."""
-    model, forms = contestants(config, PRECISIONS[precision], compare=compare)
+    model, forms = contestants(config, precision, compare=compare)
     reads = _reads()
     turns: dict[str, Callable[[], object]] = dict(reads)
     for batch in BATCHES:

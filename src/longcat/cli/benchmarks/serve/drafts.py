@@ -82,6 +82,7 @@ def measure(case: Case, rounds: int) -> list[Row]:
         }
         samples = timing.in_turns(turns, rounds=rounds)
         timings = {name: timing.summary(taken, "cpu") for name, taken in samples.items()}
+        best = min(timings[name].median for name, count in DRAFTS.items() if count is not None)
         for name, run in runs.items():
             stats, taken = run.engine.stats(), timings[name]
             figures = {
@@ -91,6 +92,7 @@ def measure(case: Case, rounds: int) -> list[Row]:
                 "spread_%": 100 * taken.spread,
                 "wall_ms": 1e3 * taken.wall / (TOKENS * batch),
                 "x_off": timings["off"].median / taken.median,
+                "%_behind_best": 100 * (taken.median / best - 1),
             }
             where = {"model": case.name, "text": case.text, "batch": str(batch), "drafts": name}
             rows.append({**where, **rounded(figures)})

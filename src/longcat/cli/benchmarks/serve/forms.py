@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 
+from longcat.cli.models import weights
 from longcat.flash import FlashConfig, FlashModel
+from longcat.flash.int8 import to_int8
 from longcat.flash.packed import as_served
 from longcat.serve import Engine, EngineConfig, PagedModel, Request, SamplingParams, pad_left
 
@@ -91,9 +93,10 @@ class FreshPrompts:
 
 
 def contestants(
-    config: FlashConfig, dtype: torch.dtype, *, compare: bool
+    config: FlashConfig, precision: str, *, compare: bool
 ) -> tuple[FlashModel, dict[str, Continue]]:
-    """Our model as it was read, and who takes turns, with the same random weights.
+    """Our model as it was read, and who takes turns, with the same random weights. Weights of 8
+    bits are ours alone: transformers computes in bfloat16 beside them.
 
     Raises:
         ValueError: they do not continue a prompt alike in float32; then they are not the same
@@ -101,7 +104,10 @@ def contestants(
     """
     with tempfile.TemporaryDirectory() as directory:
         FlashModel(config, seed=0).save_pretrained(directory, format="transformers5")
+        dtype, in_8_bits = weights(precision)
         model = FlashModel.from_pretrained(directory, dtype=dtype).eval()
+        if in_8_bits:
+            to_int8(model)
         forms: dict[str, Continue] = {"longcat": Ours(as_served(model))}
         if compare:
             forms["transformers"] = Theirs(directory, dtype)

@@ -10,7 +10,9 @@ from typing import Any
 from longcat.cli.benchmarks import timing
 from longcat.cli.benchmarks.document import Row
 from longcat.cli.benchmarks.serve import batching, decode, drafts, precision, prefill, shapes
+from longcat.flash import FlashConfig
 
+BYTES = "nano-bytes"  # the preset of a small vocabulary
 Tables = dict[str, list[Row]]
 TABLES = {
     "prefill": ("peak", "prefill"),
@@ -122,7 +124,7 @@ def chosen(only: Sequence[str], rows: str = "") -> list[str]:
     if not wanted:
         raise ValueError(
             f"bench serve: --rows {rows!r} fits no row of {', '.join(named)}; name a model "
-            f"(nano, {', '.join(shapes.shapes())}), a precision ({', '.join(shapes.PRECISIONS)}), "
+            f"(nano, {', '.join(shapes.shapes())}), a precision ({', '.join(shapes.SERVED)}), "
             "or both"
         )
     return wanted
@@ -131,12 +133,14 @@ def chosen(only: Sequence[str], rows: str = "") -> list[str]:
 def _cases(part: str) -> list[tuple[str, str]]:
     """The models and precisions of a part's rows."""
     models = list(shapes.shapes())
-    if part in ("prefill", "decode"):
+    if part == "prefill":
         return [(model, dtype) for model in models for dtype in shapes.PRECISIONS]
+    if part == "decode":
+        return [(model, precision) for model in models for precision in shapes.SERVED]
     if part == "drafts":
-        return [("nano", "bfloat16"), (models[-1], "bfloat16")]
+        return [(model, "bfloat16") for model in ("nano", BYTES, models[-1])]
     if part == "quality":
-        return [("nano", dtype) for dtype in shapes.PRECISIONS]
+        return [("nano", precision) for precision in shapes.SERVED]
     return [(model, "float32") for model in models]
 
 
@@ -151,10 +155,10 @@ def _prefill(measuring: Measuring) -> Iterator[Tables]:
 
 def _decode(measuring: Measuring) -> Iterator[Tables]:
     for name, config in shapes.shapes().items():
-        for dtype in shapes.PRECISIONS:
-            if measuring.wants(name, dtype):
+        for kept_in in shapes.SERVED:
+            if measuring.wants(name, kept_in):
                 yield decode.measure(
-                    name, config, dtype, measuring.rounds, compare=measuring.compare
+                    name, config, kept_in, measuring.rounds, compare=measuring.compare
                 )
 
 
@@ -177,6 +181,9 @@ def _drafts(measuring: Measuring) -> Iterator[Tables]:
     nano = drafts.nano_case() if measuring.wants("nano", "bfloat16") else None
     if nano is not None:
         yield {"drafts": drafts.measure(nano, measuring.rounds)}
+    if measuring.wants(BYTES, "bfloat16"):
+        case = drafts.replayed_case(BYTES, FlashConfig.preset(BYTES))
+        yield {"drafts": drafts.measure(case, measuring.rounds)}
     *_, (name, config) = shapes.shapes().items()
     if measuring.wants(name, "bfloat16"):
         yield {"drafts": drafts.measure(drafts.replayed_case(name, config), measuring.rounds)}

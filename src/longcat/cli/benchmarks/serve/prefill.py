@@ -23,7 +23,7 @@ def measure(
 ) -> dict[str, list[Row]]:
     """The fastest products, and prompts beside them: rows of `peak` and of `prefill`."""
     dtype = PRECISIONS[precision]
-    model, forms = contestants(config, dtype, compare=compare)
+    model, forms = contestants(config, precision, compare=compare)
     fresh = FreshPrompts(config.vocab_size)
     products = square_products(dtype, PRODUCT)
     turns: dict[str, Callable[[], object]] = dict(products)

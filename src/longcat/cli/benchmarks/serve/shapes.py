@@ -7,6 +7,7 @@ as it begins.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from longcat.flash.operations import causal_pairs, training_operations
 from longcat.moe import MoE
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+SERVED = (*PRECISIONS, "int8")  # weights of 8 bits, computing in bfloat16
 
 
 def shapes() -> dict[str, FlashConfig]:
@@ -81,10 +83,12 @@ def prefill_operations(config: FlashConfig, tokens: int, slots: float) -> float:
 
 def touched_bytes(model: FlashModel, unique_experts: float) -> float:
     """Bytes of the weights that a decoding pass reads: all but the draft head, the embedding, and
-    the experts that no token chose.
+    the experts that no token chose. Weights of 8 bits are buffers; their
+    scales are left out.
     """
     read = 0.0
-    for name, weight in model.named_parameters():
+    in_8_bits = [(name, b) for name, b in model.named_buffers() if b.dtype == torch.int8]
+    for name, weight in chain(model.named_parameters(), in_8_bits):
         if ".mtp." in name or "embed_tokens" in name:
             continue
         size: float = weight.numel() * weight.element_size()
