@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from longcat.train import device as devices
+from longcat.train import preflight
 from longcat.train.device import CPU, backend_of, choose_device, own_device, sent
 from longcat.train.directory import RunDirectory
 from longcat.train.errors import RunError
@@ -112,6 +113,23 @@ def test_memory_is_that_of_one_gpu_and_splitting_helps(kit, two_gpus, monkeypatc
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda d: (10**5, 10**9))
     with pytest.raises(RunError, match=r"on each of 2 GPU\(s\), the first has .* split the model"):
         check_memory(config, settings, 2, device=gpu)
+
+
+def test_a_model_that_no_gpu_holds_whole_is_not_measured(kit, two_gpus, tmp_path, monkeypatch):
+    directory = RunDirectory(tmp_path / "run")
+    settings = kit.settings(precision="auto")
+    prepared = prepare(directory, kit.corpus(), settings, kit.config())
+    monkeypatch.setattr(preflight, "measure_peak", lambda precision, device: 1e15)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda d: (10**5, 10**9))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "H100")
+    gpu, layout = torch.device("cuda", 0), Layout(fsdp=True)
+    found = preflight.probe(prepared, gpu)
+    assert (found.tokens_per_s, found.precision) == ({}, "bf16")
+    rows = preflight.card(prepared, found, 2, "", "run", layout, gpu)
+    told = {row.label: row.value for row in rows}
+    assert told["time"] == "not estimated"
+    assert told["processes"] == "2 x H100"
+    assert told["memory"].endswith("on each GPU")
 
 
 def test_the_exchange_says_where_model_optimizer_and_sums_lie(kit):

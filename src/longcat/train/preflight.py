@@ -5,6 +5,7 @@ this device, with this model, and a matrix product, which shows what the steps c
 bfloat16 pays where the device multiplies it natively.
 """
 
+import gc
 import math
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 
 from longcat.flash import count_parameters
-from longcat.train.device import CPU, gpus, name_of
+from longcat.train.device import CPU, free_bytes, gpus, name_of
 from longcat.train.errors import RunError
 from longcat.train.exchange import Exchange, available_cores
 from longcat.train.memory import estimate_bytes, gigabytes
@@ -40,7 +41,8 @@ class Probe:
     """Measured speed of one process.
 
     Attributes:
-        tokens_per_s: of training, by precision. precision: the one to train in.
+        tokens_per_s: of training, by precision; empty where no GPU holds the whole model, and so
+            nothing was measured. precision: the one to train in.
         peak: operations per second of a square matrix product in it.
     """
 
@@ -77,11 +79,19 @@ def choose_processes(
 
 
 def probe(prepared: Prepared, device: torch.device = CPU) -> Probe:
-    """Time a few steps of one process in each precision that may be chosen (`peak.clock`)."""
+    """Time a few steps of one process in each precision that may be chosen (`peak.clock`).
+
+    A model that is to be split, because a GPU cannot hold it, is not measured: bfloat16 is taken.
+    """
     settings = prepared.settings
     candidates: tuple[Precision, ...] = ("float32", "bf16")
     if settings.precision != "auto":
         candidates = (settings.precision,)
+    if device.type != "cpu":
+        need = len(candidates) * estimate_bytes(prepared.config, settings)
+        if need > free_bytes(device):
+            taken = candidates[-1]
+            return Probe(tokens_per_s={}, precision=taken, peak=measure_peak(taken, device))
     small = replace(
         settings,
         batch_size=settings.batch_size // settings.micro_batches,
@@ -110,6 +120,10 @@ def probe(prepared: Prepared, device: torch.device = CPU) -> Probe:
     tokens = small.batch_size * small.seq_len
     speeds = {name: tokens / seconds for name, seconds in best.items()}
     fastest = max(candidates, key=lambda n: speeds[n])
+    trainers.clear()
+    if device.type != "cpu":
+        gc.collect()  # a trainer and its checks know each other
+        torch.cuda.empty_cache()
     return Probe(tokens_per_s=speeds, precision=fastest, peak=measure_peak(fastest, device))
 
 
@@ -128,11 +142,11 @@ def card(
     counts = count_parameters(config)
     tokens_per_step = settings.batch_size * settings.seq_len
     gain = _SPEEDUP.get(processes, processes) if on_cpu else processes
-    per_second = speed.tokens_per_s[speed.precision] * gain
+    per_second = speed.tokens_per_s.get(speed.precision, 0.0) * gain  # 0: not measured
     seconds = (
         settings.time_budget
         if settings.time_budget is not None
-        else (settings.steps or 0) * tokens_per_step / per_second
+        else (settings.steps or 0) * tokens_per_step / (per_second or math.inf)
     )
     tokens = (
         settings.steps * tokens_per_step
@@ -214,12 +228,16 @@ def card(
         ),
         Row(
             label="time",
-            value=_duration(seconds) + ("" if settings.steps is None else " (estimate)"),
+            value=_duration(seconds) + ("" if settings.steps is None else " (estimate)")
+            if per_second
+            else "not estimated",
             why="a budget; the learning rate follows it"
             if settings.steps is None
             else "from the measured speed, other work on the machine not counted"
             if on_cpu
-            else "from the measured speed of one GPU, sums between several not counted",
+            else "from the measured speed of one GPU, sums between several not counted"
+            if per_second
+            else "no GPU here holds the whole model, which is what would be measured",
         ),
         Row(
             label="memory",
