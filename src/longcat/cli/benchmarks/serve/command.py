@@ -22,7 +22,8 @@ NOTES = {
     "prefill": "one prompt of fresh random tokens until its first token; % of the fastest product "
     "of the precision, in model operations",
     "decode": "one pass of the batch, from what 16 tokens more take after a prompt of 64; MB_read: "
-    "weights that a pass reads, each chosen expert once; % of the fastest read",
+    "weights that a pass reads, each chosen expert once; % of the fastest read; "
+    "beside int8, transformers in bfloat16",
     "ragged": "8 requests at once, 16 to 512 tokens in, 16 to 128 out; transformers pads them to "
     "one batch; tokens/s counts what was asked for",
     "prefix": "first token of a prompt of 1,024, 928 of them in the prefix cache or none",

@@ -54,6 +54,8 @@ def measure(
                 "MB_read": 1e3 * gigabytes,
                 "%_of_bandwidth": 100 * gigabytes / taken.median / fastest,
             }
+            if precision == "int8" and form == "transformers":  # it reads bfloat16
+                del figures["MB_read"], figures["%_of_bandwidth"]
             if compare:
                 figures["x_transformers"] = passes["transformers"].median / taken.median
             rows.append({**where, "batch": str(batch), "form": form, **rounded(figures)})
