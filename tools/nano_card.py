@@ -32,7 +32,12 @@ def card(run: dict[str, Any], drafts: dict[str, Any], figures: dict[str, Any]) -
     corpus = run["corpus"]
     total, head = run["parameters"]["total"], run["parameters"]["mtp"]
     compressors = ", ".join(f"{name} {bits:.3f}" for name, bits in figures["compressors"].items())
-    experts = " and ".join(f"{mean:.2f}" for mean in figures["ffn_experts_mean"])
+    experts = " and ".join(
+        f"{mean:.2f} ± {half:.2f}"
+        for mean, half in zip(
+            figures["ffn_experts_mean"], figures["ffn_experts_half_width"], strict=True
+        )
+    )
     every, fresh = share([drafts], ALL), share([drafts], FRESH)
     return f"""# The shipped nano
 

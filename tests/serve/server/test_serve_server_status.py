@@ -163,6 +163,7 @@ def test_the_schema_holds_every_body_and_status(ask: Ask) -> None:
             assert "422" not in route["responses"]
         events = schema["paths"]["/v1/completions"]["post"]["responses"]["200"]["content"]
         assert set(events) == {"application/json", "text/event-stream"}
+        assert events["text/event-stream"]["schema"]["required"] == ["data"]
         assert schema["security"] == [{"key": []}]
 
     ask(scenario, api_keys=("k",))

@@ -11,7 +11,14 @@ from longcat.serve.server.errors import ErrorAnswer
 from longcat.serve.server.fields import Strict
 
 _REFERENCE = "#/components/schemas/{model}"
-_EVENTS = {"schema": {"type": "string"}, "example": "data: {...}\n\ndata: [DONE]\n\n"}
+# Of one event, as readers of OpenAPI 3.1 take the schema of a stream.
+_EVENT = {
+    "type": "object",
+    "description": "One event: a chunk as JSON, or [DONE] at the end.",
+    "properties": {"data": {"type": "string"}},
+    "required": ["data"],
+}
+_EVENTS = {"schema": _EVENT, "example": "data: {...}\n\ndata: [DONE]\n\n"}
 _WHY = {
     400: "The request is at fault; `param` names the field.",
     401: "No key, or one that is not known.",
