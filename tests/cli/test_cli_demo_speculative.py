@@ -68,7 +68,9 @@ def test_the_claims_hold_and_the_page_tells_drafts_apart_with_colour_and_without
     for g in (1, 2, 3):
         row = document["drafts"][str(g)]
         assert len(row["acceptance"]) == g
-        assert row["tokens_per_pass"] == pytest.approx(1 + sum(row["acceptance"]), abs=0.15)
+        # The pass that ends a text may be cut, and then counts none of its g drafts.
+        cut = g * walk._drafting.cut_passes(g)
+        assert row["tokens_per_pass"] == pytest.approx(1 + sum(row["acceptance"]), abs=cut)
     assert document["drafts"]["3"]["tokens_per_pass"] > 1.2
 
 

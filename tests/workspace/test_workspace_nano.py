@@ -30,6 +30,7 @@ FIGURES: dict[str, Any] = {
     "compressors": {"zlib": 2.0291},
     "ffn_experts_target": 4,
     "ffn_experts_mean": [4.012, 3.987],
+    "ffn_experts_half_width": [0.021, 0.064],
 }
 
 
@@ -53,7 +54,8 @@ def test_the_readme_names_the_command_that_make_nano_runs() -> None:
 
 def test_the_card_shows_what_was_measured() -> None:
     text = card(RUN, DRAFTS, FIGURES)
-    figures = ("612", "288", "2.50 passes", "1.234", "4.01 and 3.99", "89.0%", "81.0%", "60.5%")
+    experts = "4.01 ± 0.02 and 3.99 ± 0.06"
+    figures = ("612", "288", "2.50 passes", "1.234", experts, "89.0%", "81.0%", "60.5%")
     for figure in figures:
         assert figure in text, figure
     assert "1.900" in card(RUN, DRAFTS, FIGURES | {"bits_per_byte": 1.9})

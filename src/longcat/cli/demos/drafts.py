@@ -131,6 +131,10 @@ class Drafting:
             sum(s.tokens - 1 for s in stats) / passes,
         )
 
+    def cut_passes(self, g: int) -> float:
+        """The largest share of passes without a draft: the last of each text, where it is cut."""
+        return len(PROMPTS) / sum(self.stats[prompt, g].steps for prompt in range(len(PROMPTS)))
+
     @torch.inference_mode()
     def distributions(self) -> tuple[Array, Array]:
         """p [N,V] of the target and q [N,V] of the head's first draft, places of one text."""
