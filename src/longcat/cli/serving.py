@@ -74,7 +74,7 @@ def build_engine(directory: Path, dtype: str, device: str | None, config: Engine
     """An engine for a checkpoint; called in the process that will run it."""
     model, tokenizer = open_model(FoundModel(directory=directory), dtype, device)
     constraints = constraint_factory(tokenizer, model.vocab_size, model.eos_token_id)
-    served = model if config.exact else as_served(model)
+    served = as_served(model, exact=config.exact)
     return Engine(served, ServedTokenizer(tokenizer), config, constraints=constraints)
 
 

@@ -36,7 +36,8 @@ def load_llm(
         to_int8(model)
     tokenizer = Tokenizer.load(directory)
     constraints = constraint_factory(tokenizer, model.vocab_size, model.eos_token_id)
-    served = model if config is not None and config.exact else as_served(model)
+    config = config or EngineConfig()
+    served = as_served(model, exact=config.exact)
     return LLM(served, tokenizer, config, constraints=constraints)
 
 

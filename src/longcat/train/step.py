@@ -215,8 +215,9 @@ def _measure(model: FlashModel, output: FlashOutput, loss: Tensor, tally: Tally)
 def _add_sums(output: FlashOutput, documents: Tensor | None, tally: Tally) -> None:
     assert output.router is not None
     tally.counts += output.counts
+    real = None if documents is None else documents >= 0
     for layer, routing in enumerate(output.router):
         used = routing.ffn_per_token.view(output.logits.shape[:-1])
-        add_ffn(tally, layer, _without_padding(used, None if documents is None else documents >= 0))
+        add_ffn(tally, layer, _without_padding(used, real))
     tally.balance += output.balance_loss
     tally.balance_f[:, : output.balance_f.shape[1]] += output.balance_f

@@ -18,9 +18,10 @@ from longcat.serve import PagedModel
 __all__ = ["PackedModel", "as_served"]
 
 
-def as_served(model: FlashModel) -> PagedModel:
-    """What the engine should be given: on a CPU a PackedModel, elsewhere the model as it is.
+def as_served(model: FlashModel, *, exact: bool = False) -> PagedModel:
+    """What the engine should be given: on a CPU a PackedModel, elsewhere the model as it is, and
+    for an `exact` engine too, since it alone has those forms.
 
     Let go of the model afterwards, or its weights are held twice.
     """
-    return PackedModel(model) if model.lm_head.weight.device.type == "cpu" else model
+    return model if exact or model.lm_head.weight.device.type != "cpu" else PackedModel(model)

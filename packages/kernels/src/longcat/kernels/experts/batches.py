@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-BLOCK = 32  # rows
+from longcat.kernels.experts.loop import BLOCK
+
 ROWS = 2048  # of a batch, about: more leave the cache, fewer pay more often for the call
 
 

@@ -39,6 +39,7 @@ class Tile:
         }
 
 
+LOG2_E = 1.4426950408889634  # scores times this: exp2 serves for exp
 FORWARD = Tile(queries=128, keys=64, warps=8, stages=3)
 GRADIENT_Q = Tile(queries=128, keys=32, warps=8, stages=2)
 GRADIENT_KV = Tile(queries=64, keys=64, warps=8, stages=2)

@@ -20,10 +20,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from longcat.kernels.mla_prefill.tiles import GRADIENT_KV, GRADIENT_Q, Tile, spans
+from longcat.kernels.mla_prefill.tiles import GRADIENT_KV, GRADIENT_Q, LOG2_E, Tile, spans
 from longcat.kernels.proof.configuration import Configuration
-
-LOG2_E = 1.4426950408889634
 
 
 @triton.jit

@@ -21,11 +21,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from longcat.kernels.mla_prefill import triton_gradient
-from longcat.kernels.mla_prefill.tiles import FORWARD, Tile, spans
+from longcat.kernels.mla_prefill.tiles import FORWARD, LOG2_E, Tile, spans
 from longcat.kernels.operands import check_rows
 from longcat.kernels.proof.configuration import Configuration
-
-LOG2_E = 1.4426950408889634
 
 
 @triton.jit
