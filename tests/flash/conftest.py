@@ -68,6 +68,28 @@ def tiny_config() -> Callable[..., FlashConfig]:
 
 
 @pytest.fixture(scope="session")
+def served_config() -> Callable[[int], FlashConfig]:
+    """Make the config of a small model that the engine serves, of so many words."""
+
+    def make(vocab_size: int) -> FlashConfig:
+        return FlashConfig.preset(
+            "nano",
+            vocab_size=vocab_size,
+            hidden_size=64,
+            num_layers=1,
+            q_lora_rank=32,
+            kv_lora_rank=16,
+            ffn_hidden_size=64,
+            expert_ffn_hidden_size=16,
+            n_routed_experts=4,
+            zero_expert_num=2,
+            moe_topk=2,
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def random_model() -> Callable[..., FlashModel]:
     """Make a model of a config with seeded weights."""
     return make_random_model

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
-from longcat.flash import FlashConfig, FlashModel
+from longcat.flash import FlashModel
 from longcat.kernels import use_backend
 from longcat.serve import SamplingParams
 from longcat.serve.acceptance import Drafts, Rules
@@ -101,19 +101,7 @@ def move_module(module: nn.Module) -> None:
                 setattr(part, name, moved(value))
 
 
-CONFIG = FlashConfig.preset(
-    "nano",
-    vocab_size=304,
-    hidden_size=64,
-    num_layers=1,
-    q_lora_rank=32,
-    kv_lora_rank=16,
-    ffn_hidden_size=64,
-    expert_ffn_hidden_size=16,
-    n_routed_experts=4,
-    zero_expert_num=2,
-    moe_topk=2,
-)
+VOCABULARY = 304
 EVERYTHING = [
     SamplingParams(presence_penalty=1.0),
     SamplingParams(temperature=0.7, top_p=0.9, top_k=20),
@@ -122,7 +110,7 @@ EVERYTHING = [
 
 
 def rows_of(params: list[SamplingParams], drafts: int = 2) -> Rows:
-    count, vocab = len(params), CONFIG.vocab_size
+    count, vocab = len(params), VOCABULARY
     one = torch.ones(count, 1, dtype=torch.bool)
     return Rows(
         table=torch.arange(1, 1 + 4 * count).view(count, 4),
@@ -141,8 +129,8 @@ def rows_of(params: list[SamplingParams], drafts: int = 2) -> Rows:
     )
 
 
-def test_a_step_on_a_gpu_asks_for_no_value_and_for_no_shape_of_values() -> None:
-    model = FlashModel(CONFIG, device="meta", dtype=torch.bfloat16).eval()
+def test_a_step_on_a_gpu_asks_for_no_value_and_for_no_shape_of_values(served_config) -> None:
+    model = FlashModel(served_config(VOCABULARY), device="meta", dtype=torch.bfloat16).eval()
     asked = rows_of(EVERYTHING)
     with fake_cuda(), use_backend("torch"):
         move_module(model)
@@ -155,9 +143,9 @@ def test_a_step_on_a_gpu_asks_for_no_value_and_for_no_shape_of_values() -> None:
     assert rows.drafts.tokens.shape == (3, 2)
 
 
-def test_a_step_that_looks_at_sizes_is_found_out() -> None:
+def test_a_step_that_looks_at_sizes_is_found_out(served_config) -> None:
     """Control: off a CPU, float32 experts are padded to the fullest, whose size is read."""
-    model = FlashModel(CONFIG, device="meta", dtype=torch.float32).eval()
+    model = FlashModel(served_config(VOCABULARY), device="meta", dtype=torch.float32).eval()
     asked = rows_of(EVERYTHING)
     with fake_cuda(), use_backend("torch"):
         move_module(model)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from longcat.flash import FlashConfig, FlashModel
+from longcat.flash import FlashModel
 from longcat.kernels import exact
 from longcat.serve import Engine, EngineConfig, Request, SamplingParams, decode
 from longcat.serve.acceptance import Drafts, Rules
@@ -18,21 +18,8 @@ from longcat.serve.step import Chunk, Rows, _lay_out, step
 
 
 @pytest.fixture(scope="module")
-def model() -> FlashModel:
-    config = FlashConfig.preset(
-        "nano",
-        vocab_size=300,
-        hidden_size=64,
-        num_layers=1,
-        q_lora_rank=32,
-        kv_lora_rank=16,
-        ffn_hidden_size=64,
-        expert_ffn_hidden_size=16,
-        n_routed_experts=4,
-        zero_expert_num=2,
-        moe_topk=2,
-    )
-    return FlashModel(config, seed=0).eval()
+def model(served_config) -> FlashModel:
+    return FlashModel(served_config(300), seed=0).eval()
 
 
 @pytest.fixture(scope="module")

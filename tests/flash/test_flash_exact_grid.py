@@ -54,21 +54,8 @@ def named(way: Way) -> str:
 
 
 @pytest.fixture(scope="module")
-def model() -> FlashModel:
-    config = FlashConfig.preset(
-        "nano",
-        vocab_size=300,
-        hidden_size=64,
-        num_layers=1,
-        q_lora_rank=32,
-        kv_lora_rank=16,
-        ffn_hidden_size=64,
-        expert_ffn_hidden_size=16,
-        n_routed_experts=4,
-        zero_expert_num=2,
-        moe_topk=2,
-    )
-    return FlashModel(config, seed=0).eval()
+def model(served_config) -> FlashModel:
+    return FlashModel(served_config(300), seed=0).eval()
 
 
 PARAMS = SamplingParams(max_tokens=9, ignore_eos=True)

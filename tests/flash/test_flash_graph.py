@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from longcat.flash import FlashConfig, FlashModel
+from longcat.flash import FlashModel
 from longcat.kernels import exact
 from longcat.serve import Engine, EngineConfig, Request, SamplingParams
 from longcat.serve.acceptance import Drafts
@@ -16,20 +16,6 @@ from longcat.serve.graph import CudaCapture, Results, StepGraphs, _fill
 from longcat.serve.latents import Latents
 from longcat.serve.sampling import Sampler
 from longcat.serve.step import Rows
-
-CONFIG = FlashConfig.preset(
-    "nano",
-    vocab_size=304,
-    hidden_size=64,
-    num_layers=1,
-    q_lora_rank=32,
-    kv_lora_rank=16,
-    ffn_hidden_size=64,
-    expert_ffn_hidden_size=16,
-    n_routed_experts=4,
-    zero_expert_num=2,
-    moe_topk=2,
-)
 
 
 def rerun(record: Callable[[], Results]) -> tuple[Callable[[], None], Results]:
@@ -69,8 +55,8 @@ def rows_of(params: list[SamplingParams], device: str) -> Rows:
 
 
 @pytest.fixture(scope="module")
-def model() -> FlashModel:
-    return FlashModel(CONFIG, seed=0).eval()
+def model(served_config) -> FlashModel:
+    return FlashModel(served_config(304), seed=0).eval()
 
 
 ASKED = [
@@ -158,8 +144,8 @@ def test_there_are_no_graphs_on_a_cpu(model) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_captured_graph_gives_the_bits_of_its_step() -> None:
-    model = FlashModel(CONFIG, seed=0).eval().to("cuda", torch.bfloat16)
+def test_a_captured_graph_gives_the_bits_of_its_step(served_config) -> None:
+    model = FlashModel(served_config(304), seed=0).eval().to("cuda", torch.bfloat16)
     sampled = [SamplingParams(), SamplingParams(temperature=0.9), SamplingParams(temperature=0.5)]
     found = []
     for capture in (rerun, CudaCapture()):

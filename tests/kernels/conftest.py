@@ -144,3 +144,14 @@ def _filled_with_nan(allocate: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return tensor.fill_(torch.nan) if tensor.is_floating_point() else tensor.fill_(-(2**31))
 
     return poison
+
+
+@pytest.fixture
+def backend(request: pytest.FixtureRequest) -> str:
+    """A backend's name, given indirectly; Triton's runs interpreted, on poisoned memory."""
+    name: str = request.param
+    if name == "triton":
+        pytest.importorskip("triton")
+        request.getfixturevalue("interpreter")
+        request.getfixturevalue("poisoned")
+    return name

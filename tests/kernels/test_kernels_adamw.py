@@ -13,15 +13,6 @@ SHAPES = [(5, 3), (1024,), (1,), (0, 4), (2, 900), (2049,)]
 
 
 @pytest.fixture
-def backend(request):
-    if request.param == "triton":
-        pytest.importorskip("triton")
-        request.getfixturevalue("interpreter")
-        request.getfixturevalue("poisoned")
-    return request.param
-
-
-@pytest.fixture
 def triton_kernel(interpreter, poisoned):
     pytest.importorskip("triton")
     from longcat.kernels.adamw import triton_kernel

@@ -13,15 +13,6 @@ SHAPES = [(5, 11), (2, 3, 40), (1, 1), (7, 1025), (0, 4)]
 
 
 @pytest.fixture
-def backend(request):
-    if request.param == "triton":
-        pytest.importorskip("triton")
-        request.getfixturevalue("interpreter")
-        request.getfixturevalue("poisoned")
-    return request.param
-
-
-@pytest.fixture
 def triton_kernel(interpreter, poisoned):
     pytest.importorskip("triton")
     from longcat.kernels.hidden_z_loss import triton_kernel

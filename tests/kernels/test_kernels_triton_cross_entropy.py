@@ -12,15 +12,6 @@ IGNORED = -100
 
 
 @pytest.fixture
-def backend(request):
-    if request.param == "triton":
-        pytest.importorskip("triton")
-        request.getfixturevalue("interpreter")
-        request.getfixturevalue("poisoned")
-    return request.param
-
-
-@pytest.fixture
 def triton_kernel(interpreter, poisoned):
     pytest.importorskip("triton")
     from longcat.kernels.cross_entropy import triton_kernel

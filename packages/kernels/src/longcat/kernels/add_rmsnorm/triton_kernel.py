@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from longcat.kernels.programs import programs_for
 from longcat.kernels.proof.configuration import Configuration
 
 
@@ -98,7 +99,7 @@ class _AddRMSNorm(torch.autograd.Function):
         total, weight, inverse = ctx.saved_tensors
         rows, width = inverse.numel(), total.shape[-1]
         grad_sum = torch.empty_like(total)
-        programs = min(rows, _programs(total))
+        programs = min(rows, programs_for(total))
         parts = torch.empty(programs, width, dtype=torch.float32, device=total.device)
         if total.numel():
             with torch.cuda.device_of(total):
@@ -113,14 +114,6 @@ def add_rmsnorm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tupl
     """(rmsnorm(residual + x), residual + x), see reference.py."""
     result: tuple[Tensor, Tensor] = _AddRMSNorm.apply(x, residual, weight, eps)
     return result
-
-
-def _programs(x: Tensor) -> int:
-    """How many programs share the rows in backward: a few per multiprocessor."""
-    if not x.is_cuda:
-        return 3
-    processors: int = torch.cuda.get_device_properties(x.device).multi_processor_count
-    return 4 * processors
 
 
 def _launch(width: int) -> dict[str, int]:

@@ -31,6 +31,7 @@ from longcat.kernels.experts.tiles import (
 from longcat.kernels.linear.tiles import Tile
 from longcat.kernels.linear.triton_kernel import NARROWEST
 from longcat.kernels.operands import check_rows
+from longcat.kernels.programs import programs_for
 from longcat.kernels.proof.configuration import Configuration
 from longcat.kernels.scatter_add.triton_kernel import scatter_add
 
@@ -201,12 +202,13 @@ def gradients(
     both = torch.empty(slots, 2 * inner, dtype=x.dtype, device=x.device)
     of_hidden = torch.empty(slots, inner, dtype=x.dtype, device=x.device)
     of_rows = torch.zeros(slots, width, dtype=x.dtype, device=x.device)
+    share = programs_for(x, PROGRAMS_PER_PROCESSOR)
     with torch.cuda.device_of(x):
         _multiply(x, rows, gate_up, _work(offsets, slots, tile), both, tile, gated=False)
         work = _work(offsets, slots, turned)
-        triton_gradient.turned(grad, down, work, of_hidden, turned, _programs(x))
+        triton_gradient.turned(grad, down, work, of_hidden, turned, share)
         hidden, of_both = triton_gradient.through_swiglu(both, of_hidden)
-        triton_gradient.turned(of_both, gate_up, work, of_rows, turned, _programs(x))
+        triton_gradient.turned(of_both, gate_up, work, of_rows, turned, share)
         of_down = triton_gradient.of_weight(grad, hidden, None, offsets, down, weight)
         of_gate_up = triton_gradient.of_weight(of_both, x, rows, offsets, gate_up, weight)
     of_x = of_rows if rows is None else scatter_add(of_rows, rows, len(x))
@@ -229,7 +231,7 @@ def _multiply(
 ) -> None:
     inner, n_blocks = weight.shape[2], len(work)
     units = n_blocks * triton.cdiv(y.shape[1], tile.outputs)
-    _grouped[(min(units, _programs(x)),)](
+    _grouped[(min(units, programs_for(x, PROGRAMS_PER_PROCESSOR)),)](
         x, x if rows is None else rows, weight, work, y, y.shape[1], inner, n_blocks,
         x.stride(0), weight.stride(1), weight.stride(0),
         **tile.constants(inner),
@@ -237,13 +239,6 @@ def _multiply(
         GATHER=rows is not None,
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
-
-
-def _programs(x: Tensor) -> int:
-    if not x.is_cuda:
-        return 3
-    processors: int = torch.cuda.get_device_properties(x.device).multi_processor_count
-    return PROGRAMS_PER_PROCESSOR * processors
 
 
 def configurations() -> Iterator[Configuration]:

@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from longcat.kernels.programs import programs_for
 from longcat.kernels.proof.configuration import Configuration
 
 
@@ -112,7 +113,7 @@ class _RMSNorm(torch.autograd.Function):
         count, width = rows.shape
         grad_rows = _as_rows(grad)
         grad_x = torch.empty(count, width, dtype=rows.dtype, device=rows.device)
-        programs = min(count, _programs(rows))
+        programs = min(count, programs_for(rows))
         parts = torch.empty(programs, width, dtype=inverse.dtype, device=rows.device)
         if grad_x.numel():
             with torch.cuda.device_of(rows):
@@ -138,14 +139,6 @@ def _as_rows(x: Tensor) -> Tensor:
 
 def _accumulator(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def _programs(x: Tensor) -> int:
-    """How many programs share the rows in backward: a few per multiprocessor."""
-    if not x.is_cuda:
-        return 4
-    processors: int = torch.cuda.get_device_properties(x.device).multi_processor_count
-    return 4 * processors
 
 
 def _launch(width: int, x: Tensor) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from longcat.kernels.operands import check_rows
+from longcat.kernels.programs import programs_for
 from longcat.kernels.proof.configuration import Configuration
 
 WARPS = 2  # one warp holds 1024 scores too, with every register it has
@@ -92,7 +93,7 @@ def forward(
     indices = torch.empty(n_tokens, top_k, dtype=torch.int64, device=logits.device)
     gates = torch.empty(n_tokens, top_k, dtype=torch.float32, device=logits.device)
     identity = torch.empty(n_tokens, dtype=torch.float32, device=logits.device)
-    programs = max(min(n_tokens, _programs(logits)), 1)
+    programs = max(min(n_tokens, programs_for(logits)), 1)
     parts = torch.empty(programs, n_experts, dtype=torch.int32, device=logits.device)
     with torch.cuda.device_of(logits):
         _route[(programs,)](
@@ -176,13 +177,6 @@ def fused_route(
         logits, bias.detach(), top_k, scale, n_ffn, token_mask
     )
     return made
-
-
-def _programs(logits: Tensor) -> int:
-    if not logits.is_cuda:
-        return 3
-    processors: int = torch.cuda.get_device_properties(logits.device).multi_processor_count
-    return 4 * processors
 
 
 def configurations() -> Iterator[Configuration]:
