@@ -18,6 +18,7 @@ from longcat.cli.models import (
     MODEL_HELP,
     FoundModel,
     find_model,
+    load,
     weights,
 )
 from longcat.cli.stream import TokenPrinter
@@ -134,8 +135,7 @@ def open_model(found: FoundModel, dtype: str, device: str | None) -> "tuple[Flas
     """Load weights and tokenizer of a checkpoint directory, on `device`."""
     import torch
 
-    from longcat.flash import FlashModel, count_parameters
-    from longcat.flash.int8 import to_int8
+    from longcat.flash import count_parameters
     from longcat.flash.tokenizer import Tokenizer
 
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -144,17 +144,14 @@ def open_model(found: FoundModel, dtype: str, device: str | None) -> "tuple[Flas
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"--device {where} cannot be used here: {reason}") from None
-    computed_in, in_8_bits = weights(dtype)
-    if in_8_bits and place.type != "cpu":
+    if weights(dtype)[1] and place.type != "cpu":
         raise ValueError(f"--dtype int8 is for a CPU; on {where} take bfloat16")
     tokenizer = Tokenizer.load(found.directory)
-    model = FlashModel.from_pretrained(found.directory, dtype=computed_in)
-    if in_8_bits:
-        to_int8(model)
+    model = load(found.directory, dtype)
     small = count_parameters(model.config).total_parameters < SMALL_MODEL
     if place.type == "cpu" and small and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
-    return model.to(place).eval(), tokenizer
+    return model.to(place), tokenizer
 
 
 def chat_prompt(tokenizer: "Tokenizer", text: str, system: str | None) -> list[int]:

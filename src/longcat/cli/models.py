@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+    from longcat.flash import FlashModel
+
 RUNS = Path("runs")
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _DTYPES = {
@@ -107,6 +109,16 @@ def weights(name: str) -> "tuple[torch.dtype, bool]":
     import torch
 
     return (torch.bfloat16, True) if name == "int8" else (torch_dtype(name), False)
+
+
+def load(directory: str | Path, name: str) -> "FlashModel":
+    """The model of a checkpoint for inference, its weights as `--dtype` names them."""
+    from longcat.flash import FlashModel
+    from longcat.flash.int8 import to_int8
+
+    dtype, in_8_bits = weights(name)
+    model = FlashModel.from_pretrained(directory, dtype=dtype).eval()
+    return to_int8(model) if in_8_bits else model
 
 
 def torch_dtype(name: str) -> "torch.dtype":

@@ -20,7 +20,7 @@ from longcat.train.memory import estimate_bytes, gigabytes
 from longcat.train.parallel.layout import WHOLE, Layout
 from longcat.train.peak import clock, measure_peak
 from longcat.train.prepare import Prepared
-from longcat.train.settings import Precision
+from longcat.train.settings import Precision, TrainSettings
 from longcat.train.trainer import Trainer
 
 MOST_PROCESSES = 2
@@ -226,19 +226,7 @@ def card(
             value=f"about {tokens / 1e6:.2f} M" if settings.steps is None else f"{tokens:,}",
             why=f"{tokens / max(1, corpus['train_tokens']):.2f} passes over the text",
         ),
-        Row(
-            label="time",
-            value=_duration(seconds) + ("" if settings.steps is None else " (estimate)")
-            if per_second
-            else "not estimated",
-            why="a budget; the learning rate follows it"
-            if settings.steps is None
-            else "from the measured speed, other work on the machine not counted"
-            if on_cpu
-            else "from the measured speed of one GPU, sums between several not counted"
-            if per_second
-            else "no GPU here holds the whole model, which is what would be measured",
-        ),
+        _time_row(settings, seconds if per_second else None, on_cpu=on_cpu),
         Row(
             label="memory",
             value=f"about {gigabytes(memory)}" + ("" if on_cpu else " on each GPU"),
@@ -255,6 +243,22 @@ def card(
     if "chats" in corpus:
         rows.insert(2, _chats_row(corpus["chats"], corpus["train_tokens"]))
     return rows
+
+
+def _time_row(settings: TrainSettings, seconds: float | None, *, on_cpu: bool) -> Row:
+    """How long it takes; seconds is None where no speed was measured."""
+    if settings.time_budget is not None:
+        why = "a budget; the learning rate follows it"
+        return Row(label="time", value=_duration(settings.time_budget), why=why)
+    if seconds is None:
+        why = "no GPU here holds the whole model, which is what would be measured"
+        return Row(label="time", value="not estimated", why=why)
+    why = (
+        "from the measured speed, other work on the machine not counted"
+        if on_cpu
+        else "from the measured speed of one GPU, sums between several not counted"
+    )
+    return Row(label="time", value=f"{_duration(seconds)} (estimate)", why=why)
 
 
 def _chats_row(chats: dict[str, Any], tokens: int) -> Row:

@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 
-from longcat.cli.models import weights
+from longcat.cli.models import load, weights
 from longcat.flash import FlashConfig, FlashModel
-from longcat.flash.int8 import to_int8
 from longcat.flash.packed import as_served
 from longcat.serve import Engine, EngineConfig, PagedModel, Request, SamplingParams, pad_left
 
@@ -104,10 +103,8 @@ def contestants(
     """
     with tempfile.TemporaryDirectory() as directory:
         FlashModel(config, seed=0).save_pretrained(directory, format="transformers5")
-        dtype, in_8_bits = weights(precision)
-        model = FlashModel.from_pretrained(directory, dtype=dtype).eval()
-        if in_8_bits:
-            to_int8(model)
+        dtype, _ = weights(precision)
+        model = load(directory, precision)
         forms: dict[str, Continue] = {"longcat": Ours(as_served(model))}
         if compare:
             forms["transformers"] = Theirs(directory, dtype)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from longcat.cli.benchmarks.document import Row
 from longcat.cli.benchmarks.serve.shapes import SERVED
-from longcat.cli.models import shipped_nano, weights
+from longcat.cli.models import load, shipped_nano
 
 BYTES = 40_000  # of held-out text
 
@@ -14,8 +14,6 @@ def measure() -> list[Row]:
     found = shipped_nano()
     if found is None:
         return []
-    from longcat.flash import FlashModel
-    from longcat.flash.int8 import to_int8
     from longcat.flash.tokenizer import Tokenizer
     from longcat.train.corpus import Document
     from longcat.train.evaluate import evaluate
@@ -32,11 +30,7 @@ def measure() -> list[Row]:
     rows: list[Row] = []
     exact = 0.0
     for precision in SERVED:
-        dtype, in_8_bits = weights(precision)
-        model = FlashModel.from_pretrained(found, dtype=dtype).eval()
-        if in_8_bits:
-            to_int8(model)
-        scored = evaluate(model, tokenizer, documents, window=256)
+        scored = evaluate(load(found, precision), tokenizer, documents, window=256)
         exact = exact or scored.bits_per_byte
         rows.append(
             {
