@@ -144,49 +144,41 @@ def _cases(part: str) -> list[tuple[str, str]]:
     return [(model, "float32") for model in models]
 
 
+def _wanted(part: str, measuring: Measuring) -> Iterator[tuple[str, FlashConfig, str]]:
+    """(model, its sizes, precision) of a part's rows that are to be measured."""
+    configs = {BYTES: FlashConfig.preset(BYTES), "nano": FlashConfig.preset("nano")}
+    configs |= shapes.shapes()
+    for name, kept_in in _cases(part):
+        if measuring.wants(name, kept_in):
+            yield name, configs[name], kept_in
+
+
 def _prefill(measuring: Measuring) -> Iterator[Tables]:
-    for name, config in shapes.shapes().items():
-        for dtype in shapes.PRECISIONS:
-            if measuring.wants(name, dtype):
-                yield prefill.measure(
-                    name, config, dtype, measuring.rounds, compare=measuring.compare
-                )
+    for case in _wanted("prefill", measuring):
+        yield prefill.measure(*case, measuring.rounds, compare=measuring.compare)
 
 
 def _decode(measuring: Measuring) -> Iterator[Tables]:
-    for name, config in shapes.shapes().items():
-        for kept_in in shapes.SERVED:
-            if measuring.wants(name, kept_in):
-                yield decode.measure(
-                    name, config, kept_in, measuring.rounds, compare=measuring.compare
-                )
+    for case in _wanted("decode", measuring):
+        yield decode.measure(*case, measuring.rounds, compare=measuring.compare)
 
 
 def _ragged(measuring: Measuring) -> Iterator[Tables]:
-    for name, config in shapes.shapes().items():
-        if measuring.wants(name):
-            rows = batching.measure_ragged(
-                name, config, measuring.rounds, compare=measuring.compare
-            )
-            yield {"ragged": rows}
+    for name, config, _ in _wanted("ragged", measuring):
+        rows = batching.measure_ragged(name, config, measuring.rounds, compare=measuring.compare)
+        yield {"ragged": rows}
 
 
 def _prefix(measuring: Measuring) -> Iterator[Tables]:
-    for name, config in shapes.shapes().items():
-        if measuring.wants(name):
-            yield {"prefix": batching.measure_prefix(name, config, measuring.rounds)}
+    for name, config, _ in _wanted("prefix", measuring):
+        yield {"prefix": batching.measure_prefix(name, config, measuring.rounds)}
 
 
 def _drafts(measuring: Measuring) -> Iterator[Tables]:
-    nano = drafts.nano_case() if measuring.wants("nano", "bfloat16") else None
-    if nano is not None:
-        yield {"drafts": drafts.measure(nano, measuring.rounds)}
-    if measuring.wants(BYTES, "bfloat16"):
-        case = drafts.replayed_case(BYTES, FlashConfig.preset(BYTES))
-        yield {"drafts": drafts.measure(case, measuring.rounds)}
-    *_, (name, config) = shapes.shapes().items()
-    if measuring.wants(name, "bfloat16"):
-        yield {"drafts": drafts.measure(drafts.replayed_case(name, config), measuring.rounds)}
+    for name, config, _ in _wanted("drafts", measuring):
+        case = drafts.nano_case() if name == "nano" else drafts.replayed_case(name, config)
+        if case is not None:
+            yield {"drafts": drafts.measure(case, measuring.rounds)}
 
 
 def _quality(measuring: Measuring) -> Iterator[Tables]:
