@@ -13,6 +13,8 @@ from longcat.serve import ConstraintSpec, EngineConfig, Request, SamplingParams,
         ("presence_penalty", 2.5),
         ("frequency_penalty", -3.0),
         ("repetition_penalty", 0.0),
+        ("repetition_penalty", 5e-324),  # 0 in float32
+        ("repetition_penalty", 1e300),
         ("logit_bias", {-1: 1.0}),
         ("logit_bias", {1: float("nan")}),
         ("logprobs", -1),

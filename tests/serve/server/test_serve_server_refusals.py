@@ -52,6 +52,7 @@ BAD_TEXT = [
     ({"top_p": 0}, "top_p", "greater than 0"),
     ({"top_k": -1}, "top_k", ""),
     ({"min_p": 1.5}, "min_p", ""),
+    ({"repetition_penalty": 5e-324}, "repetition_penalty", ""),
     ({"presence_penalty": 3}, "presence_penalty", ""),
     ({"logit_bias": {"300": 1}}, "logit_bias", "outside the vocabulary"),
     ({"logit_bias": {"x": 1}}, "logit_bias", ""),

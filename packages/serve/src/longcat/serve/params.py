@@ -81,9 +81,10 @@ class SamplingParams:
         for name in ("presence_penalty", "frequency_penalty"):
             value = getattr(self, name)
             _require(-2 <= value <= 2, f"{name} must be in -2 .. 2, 0 being off", value)
+        # Beyond these a logit in float32 may become infinite, or not a number.
         _require(
-            math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0,
-            "repetition_penalty must be a positive number, 1 being off",
+            0.01 <= self.repetition_penalty <= 100,
+            "repetition_penalty must be in 0.01 .. 100, 1 being off",
             self.repetition_penalty,
         )
         for token, bias in self.logit_bias.items():
