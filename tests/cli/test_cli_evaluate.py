@@ -60,6 +60,7 @@ def test_a_run_is_scored_on_its_own_held_out_text(tiny_checkpoint, tmp_path, cap
         (["--data", "none.txt"], "found nothing"),
         (["--choices", "none.jsonl"], "cannot be read"),
         (["--model", "gone"], "no model 'gone'"),
+        (["--device", "abacus"], "--device abacus cannot be used here"),
     ],
 )
 def test_what_is_missing_is_named(tiny_checkpoint, text, argv, words, capsys):

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from longcat.cli.generate import open_model, summary
+from longcat.cli.generate import summary
 from longcat.cli.main import main
-from longcat.cli.models import FoundModel, find_model, newest_run, shipped_nano
+from longcat.cli.models import FoundModel, find_model, newest_run, open_model, shipped_nano
 from longcat.cli.stream import TokenPrinter
 from longcat.cli.ui.theme import THEME
 from longcat.flash.int8 import Int8Linear

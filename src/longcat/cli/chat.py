@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from longcat.cli.models import DTYPE_HELP, MODEL_DEFAULT, MODEL_HELP
+from longcat.cli.models import DTYPE_HELP, MODEL_DEFAULT, MODEL_HELP, Device, find_model, open_model
 
 if TYPE_CHECKING:
     from longcat.cli.talk.local import LocalPartner
@@ -54,9 +54,7 @@ def command(
         bool, typer.Option("--colour", help="Show what became of the drafts.")
     ] = False,
     dtype: Annotated[str, typer.Option(help=DTYPE_HELP)] = "float32",
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, ...", show_default="cuda if there is one")
-    ] = None,
+    device: Device = None,
 ) -> None:
     """Talk with a model in the terminal, here or behind a server; /help lists the commands.
 
@@ -105,8 +103,6 @@ def command(
 
 
 def _local(name: str | None, dtype: str, device: str | None) -> "LocalPartner":
-    from longcat.cli.generate import open_model
-    from longcat.cli.models import find_model
     from longcat.cli.talk.local import LocalPartner
 
     found = find_model(name)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from longcat.cli.models import MODEL_DEFAULT, MODEL_HELP, find_model
+from longcat.cli.models import MODEL_DEFAULT, MODEL_HELP, Device, find_model, open_model
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,14 +41,13 @@ def command(
         list[str] | None,
         typer.Option(help="Conversations whose replies to score, as for longcat train --sft."),
     ] = None,
+    device: Device = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Score a checkpoint: bits per byte, FFN experts by kind, drafts, questions.
 
     Example: longcat evaluate --model runs/quickstart --mtp
     """
-    from longcat.flash import FlashModel
-    from longcat.flash.tokenizer import Tokenizer
     from longcat.train.choices import answer_questions, read_questions
     from longcat.train.classes import by_kind
     from longcat.train.evaluate import compressed_bits_per_byte, evaluate
@@ -57,8 +56,7 @@ def command(
     questions = None if choices is None else read_questions(choices)
     found = find_model(model)
     source, documents = _documents(found.directory, data)
-    flash = FlashModel.from_pretrained(found.directory).eval()
-    tokenizer = Tokenizer.load(found.directory)
+    flash, tokenizer = open_model(found, "float32", device)
     limit_threads(1)
     held_out = evaluate(flash, tokenizer, documents, window=min(window, flash.max_position))
     document: dict[str, Any] = {

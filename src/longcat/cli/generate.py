@@ -16,22 +16,18 @@ from longcat.cli.models import (
     DTYPE_HELP,
     MODEL_DEFAULT,
     MODEL_HELP,
+    Device,
     FoundModel,
     find_model,
-    load,
-    weights,
+    open_model,
 )
 from longcat.cli.stream import TokenPrinter
 
 if TYPE_CHECKING:
-    from longcat.flash import FlashModel
     from longcat.flash.tokenizer import Tokenizer
     from longcat.serve import Decoding, Token
 
 DEFAULT_MAX_TOKENS = 200
-# Below this many parameters a second thread gains nothing for one token at a time, and waiting
-# for it costs up to ten times as much where other programs share the cores.
-SMALL_MODEL = 20_000_000
 
 
 class Backend(StrEnum):
@@ -79,9 +75,7 @@ def command(
         typer.Option(help="Which form of every operation.", show_default="by device"),
     ] = None,
     dtype: Annotated[str, typer.Option(help=DTYPE_HELP)] = "float32",
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, ...", show_default="cuda if there is one")
-    ] = None,
+    device: Device = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Continue a prompt, drafting with the MTP head.
@@ -129,29 +123,6 @@ def command(
             _stream(found, b"", decoding, reply_bytes(tokenizer, end=False))
         else:
             _stream(found, data, decoding, tokenizer.token_bytes())
-
-
-def open_model(found: FoundModel, dtype: str, device: str | None) -> "tuple[FlashModel, Tokenizer]":
-    """Load weights and tokenizer of a checkpoint directory, on `device`."""
-    import torch
-
-    from longcat.flash import count_parameters
-    from longcat.flash.tokenizer import Tokenizer
-
-    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        place = torch.empty(0, device=where).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"--device {where} cannot be used here: {reason}") from None
-    if weights(dtype)[1] and place.type != "cpu":
-        raise ValueError(f"--dtype int8 is for a CPU; on {where} take bfloat16")
-    tokenizer = Tokenizer.load(found.directory)
-    model = load(found.directory, dtype)
-    small = count_parameters(model.config).total_parameters < SMALL_MODEL
-    if place.type == "cpu" and small and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)
-    return model.to(place), tokenizer
 
 
 def chat_prompt(tokenizer: "Tokenizer", text: str, system: str | None) -> list[int]:

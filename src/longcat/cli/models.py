@@ -1,19 +1,23 @@
-"""Which model is meant: a directory, the shipped weights, or the newest run.
+"""Which model is meant: a directory, the shipped weights, or the newest run; and opening it.
 
 Names: after `--model`, `nano` is the weights that come with the package; for `longcat info`, it
 is the configuration.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 if TYPE_CHECKING:
     import torch
 
     from longcat.flash import FlashModel
+    from longcat.flash.tokenizer import Tokenizer
 
 RUNS = Path("runs")
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
@@ -23,6 +27,9 @@ _DTYPES = {
     "f16": "float16",
     "bf16": "bfloat16",
 }
+# Below this many parameters a second thread gains nothing for one token at a time, and waiting
+# for it costs up to ten times as much where other programs share the cores.
+SMALL_MODEL = 20_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,9 +106,10 @@ def shipped_nano() -> Path | None:
 _SHIPPED = shipped_nano() is not None
 MODEL_HELP = "A checkpoint directory, or nano." if _SHIPPED else "A checkpoint directory."
 MODEL_DEFAULT = "newest run, else shipped nano" if _SHIPPED else "the newest run"
-
-
 DTYPE_HELP = "float32, bfloat16, float16, float64, or int8: weights alone, on a CPU."
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, ...", show_default="cuda if there is one")
+]
 
 
 def weights(name: str) -> "tuple[torch.dtype, bool]":
@@ -119,6 +127,29 @@ def load(directory: str | Path, name: str) -> "FlashModel":
     dtype, in_8_bits = weights(name)
     model = FlashModel.from_pretrained(directory, dtype=dtype).eval()
     return to_int8(model) if in_8_bits else model
+
+
+def open_model(found: FoundModel, dtype: str, device: str | None) -> "tuple[FlashModel, Tokenizer]":
+    """Load weights and tokenizer of a checkpoint directory, on `device`."""
+    import torch
+
+    from longcat.flash import count_parameters
+    from longcat.flash.tokenizer import Tokenizer
+
+    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.empty(0, device=where).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"--device {where} cannot be used here: {reason}") from None
+    if weights(dtype)[1] and place.type != "cpu":
+        raise ValueError(f"--dtype int8 is for a CPU; on {where} take bfloat16")
+    tokenizer = Tokenizer.load(found.directory)
+    model = load(found.directory, dtype)
+    small = count_parameters(model.config).total_parameters < SMALL_MODEL
+    if place.type == "cpu" and small and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+    return model.to(place), tokenizer
 
 
 def torch_dtype(name: str) -> "torch.dtype":

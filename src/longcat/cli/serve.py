@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from longcat.cli import serve_options as opt
-from longcat.cli.models import FoundModel, find_model
+from longcat.cli.models import Device, FoundModel, find_model
 
 if TYPE_CHECKING:
     from longcat.serve import EngineConfig
@@ -43,7 +43,7 @@ def command(
     disaggregated: opt.Divided = False,
     exact: opt.Exact = False,
     dtype: opt.Dtype = "float32",
-    device: opt.Device = None,
+    device: Device = None,
     quiet: opt.Quiet = False,
 ) -> None:
     """Serve a checkpoint behind the OpenAI API: completions, chat, tools, streams.

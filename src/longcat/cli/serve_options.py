@@ -17,9 +17,6 @@ Name = Annotated[
     typer.Option(help="How requests name the model.", show_default="its directory's name"),
 ]
 Dtype = Annotated[str, typer.Option(help=DTYPE_HELP)]
-Device = Annotated[
-    str | None, typer.Option(help="cpu, cuda, ...", show_default="cuda if there is one")
-]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No line per request.")]
 
 _who = partial(typer.Option, rich_help_panel="Who may ask")

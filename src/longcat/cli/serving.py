@@ -6,8 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from longcat.chat import Message, Template, Tool
-from longcat.cli.generate import open_model
-from longcat.cli.models import FoundModel
+from longcat.cli.models import FoundModel, open_model
 from longcat.flash.chat import encode_prompt, reply_bytes
 from longcat.flash.llm import constraint_factory
 from longcat.flash.packed import as_served
