@@ -131,3 +131,47 @@ def test_unchecked_does_nothing_inside_exact_or_a_chosen_backend():
     for outer in (kernels.exact(), kernels.use_backend("numpy")):
         with outer, kernels.unchecked(), pytest.raises(ValueError, match="linear"):
             kernels.linear(torch.randn(3, 8), torch.randn(5, 7))
+
+
+WITHOUT_TRITON = """
+import importlib.machinery, sys
+found = importlib.machinery.PathFinder.find_spec
+importlib.machinery.PathFinder.find_spec = classmethod(
+    lambda cls, name, *rest: None if name.split(".")[0] == "triton" else found(name, *rest)
+)
+import torch
+from longcat import kernels
+
+assert not kernels.triton_installed()
+x = torch.ones(2, 32, requires_grad=True)
+for y in (kernels.rmsnorm(x, x[0], 1e-5), kernels.swiglu(x, x), kernels.linear(x, x)):
+    y.sum().backward()
+with kernels.use_backend("numpy"), torch.no_grad():
+    kernels.swiglu(x, x)
+try:
+    with kernels.use_backend("triton"):
+        pass
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_where_triton_is_missing_all_but_its_backend_works_and_that_says_what_to_install():
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TRITON], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "'triton' needs the triton package" in done.stdout
+    assert "pip install triton" in done.stdout
+
+
+def test_triton_refuses_tensors_of_a_device_that_is_neither_cuda_nor_the_interpreters():
+    if not dispatch.triton_installed():
+        pytest.skip("triton is not installed")
+    x = torch.ones(2, 4, device="meta")
+    with (
+        kernels.use_backend("triton"),
+        pytest.raises(ValueError, match=r"swiglu: .* needs CUDA tensors, got meta ones"),
+    ):
+        kernels.swiglu(x, x)

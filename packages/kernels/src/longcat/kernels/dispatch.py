@@ -166,13 +166,15 @@ def choose(
         return "numpy"
     has_kernel = has_kernel and not (inference_only and wants_gradient)
     if requested == "triton" and has_kernel:
-        on_cpu = any(tensor.device.type == "cpu" for tensor in present)
-        if on_cpu and os.environ.get("TRITON_INTERPRET") != "1":
+        other = next((tensor.device.type for tensor in present if not tensor.is_cuda), None)
+        interpreted = other == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
+        if other and not interpreted:
             raise ValueError(
-                f"{op}: the triton backend needs CUDA tensors, got CPU ones; move them to the GPU, "
-                "use the 'torch' backend, or set TRITON_INTERPRET=1 before Python starts"
+                f"{op}: the triton backend needs CUDA tensors, got {other} ones; move them to the "
+                "GPU, use the 'torch' backend, or, for CPU tensors, set TRITON_INTERPRET=1 before "
+                "Python starts"
             )
-        if on_cpu:
+        if interpreted:
             from longcat.kernels.proof import interpreter
 
             interpreter.repair()  # the stock one is silently wrong in bfloat16

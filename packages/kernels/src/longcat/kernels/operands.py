@@ -6,7 +6,11 @@ it, and later ones must agree. A leading `...` matches any number of dimensions.
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from longcat.kernels.dispatch import name_of
@@ -62,6 +66,25 @@ def check_together(op: str, **tensors: Tensor | None) -> None:
                 f"{op}: {name} is on {tensor.device} and {first[0]} on {first[1].device}; "
                 "move them to one device"
             )
+
+
+def as_tensor(
+    op: str, name: str, values: Tensor | NDArray[np.floating[Any]], like: Tensor
+) -> Tensor:
+    """Values given as a numpy array, as a tensor on the device of `like`; a tensor itself.
+
+    Raises:
+        TypeError: something that is neither.
+        ValueError: a tensor on another device.
+    """
+    if isinstance(values, Tensor):
+        check_together(op, **{"the other operands": like, name: values})
+        return values
+    if not isinstance(values, np.ndarray):
+        raise TypeError(
+            f"{op}: {name} must be a torch tensor or a numpy array, got {type(values).__name__}"
+        )
+    return torch.as_tensor(values, device=like.device)
 
 
 def check_floating(op: str, **tensors: Tensor | None) -> None:

@@ -100,7 +100,7 @@ def _check(op: str, lists: dict[str, Sequence[Tensor]]) -> None:
                 )
             if tensor.shape != weight.shape or not tensor.is_contiguous():
                 raise ValueError(
-                    f"{op}: {at} must be contiguous and of its weight's shape "
+                    f"{op}: {at} must be contiguous and have the shape of weights[{place}] "
                     f"{list(weight.shape)}, got {list(tensor.shape)} with strides "
                     f"{list(tensor.stride())}"
                 )

@@ -67,7 +67,17 @@ def _grouped_mm_takes(rows: Tensor, weight: Tensor) -> bool:
     if rows.device.type != "cpu" and rows.dtype != torch.bfloat16:
         return False  # on CUDA the kernel itself is bfloat16 only
     size = rows.element_size()
-    return all(width * size % 16 == 0 for width in weight.shape[1:])
+    return (
+        all(width * size % 16 == 0 for width in weight.shape[1:])
+        and _whole_words(rows)
+        and _whole_words(weight)
+    )
+
+
+def _whole_words(matrix: Tensor) -> bool:
+    """Whether rows, or columns where these are adjacent, follow at multiples of 16 bytes."""
+    near, far = sorted(matrix.stride()[-2:])
+    return near == 1 and far * matrix.element_size() % 16 == 0
 
 
 def padded_linear(rows: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:

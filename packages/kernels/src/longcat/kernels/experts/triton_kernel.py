@@ -140,7 +140,8 @@ def experts(
 
     x [S, D] (or [T, D] with rows [S]), gate_up [N, 2F, D], down [N, D, F], offsets [N] -> [S, D].
     """
-    y: Tensor = _Experts.apply(x, gate_up, down, offsets, rows)
+    rows = None if rows is None else rows.contiguous()
+    y: Tensor = _Experts.apply(x, gate_up, down, offsets.contiguous(), rows)
     return y
 
 

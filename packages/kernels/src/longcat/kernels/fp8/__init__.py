@@ -8,7 +8,13 @@ from torch import Tensor
 from longcat.kernels.dispatch import choose, to_numpy
 from longcat.kernels.fp8 import eager, reference
 from longcat.kernels.fp8.reference import GROUP
-from longcat.kernels.operands import check_dtype, check_floating, check_shape, check_together
+from longcat.kernels.operands import (
+    check_dtype,
+    check_floating,
+    check_rows,
+    check_shape,
+    check_together,
+)
 
 __all__ = ["fp8_linear", "quantise_blocks", "quantise_rows"]
 
@@ -97,6 +103,7 @@ def fp8_linear(x: Tensor, x_scales: Tensor, weight: Tensor, weight_scales: Tenso
 
 
 def _quantise(op: str, name: str, x: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    check_together(op, **{name: x})
     check_floating(op, **{name: x})
     check_shape(op, name, x, "T K" if rows == 1 else "N K", {})
     fits = x.dtype in (torch.float32, torch.bfloat16, torch.float16)
@@ -107,6 +114,7 @@ def _quantise(op: str, name: str, x: Tensor, rows: int) -> tuple[Tensor, Tensor]
         case "triton":
             from longcat.kernels.fp8 import triton_kernel
 
+            check_rows(op, **{name: x})
             return triton_kernel.quantise(x, rows)
         case _:
             result: tuple[Tensor, Tensor] = getattr(eager, op)(x)

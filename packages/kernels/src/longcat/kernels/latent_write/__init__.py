@@ -12,6 +12,7 @@ from torch import Tensor
 from longcat.kernels.dispatch import choose, to_numpy
 from longcat.kernels.latent_write import eager, reference
 from longcat.kernels.operands import (
+    as_tensor,
     check_dtype,
     check_floating,
     check_same_dtype,
@@ -57,9 +58,9 @@ def latent_write(
     Source: report eq. 6 and 7 (the rotated key is neither normed nor scaled).
     """
     op = "latent_write"
-    frequencies = torch.as_tensor(inv_freq, device=compressed.device)
     floating = {"compressed": compressed, "weight": weight, "store": store}
-    check_together(op, **floating, positions=positions, inv_freq=frequencies, slots=slots)
+    check_together(op, **floating, positions=positions, slots=slots)
+    frequencies = as_tensor(op, "inv_freq", inv_freq, compressed)
     check_floating(op, **floating, inv_freq=frequencies)
     check_same_dtype(op, **floating)
     check_dtype(op, "positions", positions, torch.int64)
@@ -71,6 +72,11 @@ def latent_write(
     check_shape(op, "slots", slots, "T", sizes)
     check_shape(op, "store", store, "rows C+R", sizes)
     rope = sizes["C+R"] - sizes["C"]
+    if rope < 0:
+        raise ValueError(
+            f"{op}: weight must have shape [C] with C at most the {sizes['C+R']} numbers of a row "
+            f"of compressed, got {list(weight.shape)}"
+        )
     if rope % 2 or frequencies.shape != (rope // 2,):
         raise ValueError(
             f"{op}: inv_freq must have shape [R/2] for an even R, got "
@@ -82,7 +88,7 @@ def latent_write(
             f"{list(store.stride())}"
         )
     operands = (compressed, weight, eps, alpha, positions, frequencies, slots, store, factor)
-    fits = compressed.dtype != torch.float64
+    fits = compressed.dtype != torch.float64 and rope > 0 and sizes["C"] > 0
     match choose(op, compressed, weight, store, has_kernel=fits, inference_only=True):
         case "numpy":
             written = reference.latent_write(*(to_numpy(operand) for operand in operands))

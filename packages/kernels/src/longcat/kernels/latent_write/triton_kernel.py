@@ -75,9 +75,9 @@ def latent_write(
     if tokens:
         with torch.cuda.device_of(compressed):
             _latent_write[(tokens,)](
-                compressed, weight.contiguous(), positions.contiguous(), inv_freq.float(),
-                slots.contiguous(), store, float(eps), float(alpha), float(factor),
-                compressed.stride(0), width, half,
+                compressed, weight.contiguous(), positions.contiguous(),
+                inv_freq.float().contiguous(), slots.contiguous(), store, float(eps),
+                float(alpha), float(factor), compressed.stride(0), width, half,
                 BLOCK=triton.next_power_of_2(width), BLOCK_R=triton.next_power_of_2(half),
                 num_warps=1,
             )  # fmt: skip

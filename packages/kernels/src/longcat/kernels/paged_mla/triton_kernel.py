@@ -185,8 +185,9 @@ def with_tile(
     lse = torch.empty(n_batch, splits, n_queries, dtype=torch.float32, device=q_latent.device)
     with torch.cuda.device_of(q_latent):
         _attend[(n_batch, triton.cdiv(n_queries, tile.queries), splits)](
-            q_latent.contiguous(), q_rope.contiguous(), store, table.contiguous(), lengths,
-            parts, lse, scale * LOG2_E, n_queries, n_new, n_heads, store.shape[1], table.shape[1],
+            q_latent.contiguous(), q_rope.contiguous(), store, table.contiguous(),
+            lengths.contiguous(), parts, lse, scale * LOG2_E, n_queries, n_new, n_heads,
+            store.shape[1], table.shape[1],
             **_constants(tile, width, q_rope.shape[-1], store.shape[1]),
             num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip

@@ -89,7 +89,13 @@ def combine(
 
     Source: report eq. 1.
     """
-    check_together("combine", y_sorted=y_sorted, gates=gates, indices=indices, x=x)
+    if not isinstance(plan, PermutePlan):
+        raise TypeError(f"combine: plan must be what permute returned, got {type(plan).__name__}")
+    check_together(
+        "combine",
+        **{"y_sorted": y_sorted, "gates": gates, "indices": indices, "x": x},
+        **{"plan.slots": plan.slots},
+    )
     check_floating("combine", y_sorted=y_sorted, gates=gates, x=x)
     check_dtype("combine", "indices", indices, torch.int64)
     sizes: dict[str, int] = {}
@@ -100,7 +106,7 @@ def combine(
     planned = (plan.n_tokens, plan.top_k, plan.slots.shape[0])
     if planned != (sizes["T"], sizes["K"], sizes["S"]):
         raise ValueError(
-            f"combine: plan was made for T, K, S = {planned}, got operands with "
+            f"combine: plan was made for T, K, S = {planned}, got gates and y_sorted of "
             f"{(sizes['T'], sizes['K'], sizes['S'])}; pass the plan that permute returned for them"
         )
     operands = (y_sorted, gates, x)

@@ -10,7 +10,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from longcat.kernels.dispatch import choose, or_unchecked, through_numpy
-from longcat.kernels.operands import check_dtype, check_floating, check_shape, check_together
+from longcat.kernels.operands import (
+    as_tensor,
+    check_dtype,
+    check_floating,
+    check_shape,
+    check_together,
+)
 from longcat.kernels.rope import eager, reference
 from longcat.kernels.rope.reference import rope_frequencies
 
@@ -31,7 +37,7 @@ def rope(
 
     Args:
         x: [B, T, H, R].
-        positions: [B, T], int64 (any integer dtype).
+        positions: [B, T], int64 or int32.
         inv_freq: [R/2], from `rope_frequencies`; a numpy array or a tensor.
         factor: multiplies cos and sin (YaRN's attention factor).
 
@@ -43,8 +49,8 @@ def rope(
 
     Source: report section 2.4 (theta) and the released model code (interleaved pairing).
     """
-    frequencies = torch.as_tensor(inv_freq, device=x.device)
-    check_together("rope", x=x, positions=positions, inv_freq=frequencies)
+    check_together("rope", x=x, positions=positions)
+    frequencies = as_tensor("rope", "inv_freq", inv_freq, x)
     check_floating("rope", x=x, inv_freq=frequencies)
     check_dtype("rope", "positions", positions, torch.int64, torch.int32)
     sizes: dict[str, int] = {}

@@ -6,7 +6,13 @@ import torch
 from torch import Tensor
 
 from longcat.kernels.dispatch import choose, or_unchecked, through_numpy
-from longcat.kernels.operands import check_dtype, check_shape, check_together
+from longcat.kernels.operands import (
+    check_dtype,
+    check_rows,
+    check_same_dtype,
+    check_shape,
+    check_together,
+)
 from longcat.kernels.route import eager, reference
 
 __all__ = ["expert_counts", "fused_route", "route"]
@@ -60,6 +66,7 @@ def route(
         case "triton":
             from longcat.kernels.route import triton_kernel
 
+            check_rows("route", logits=logits)
             return triton_kernel.fused_route(logits, bias, top_k, scale, sizes["E"])[:3]
         case _:  # rows never meet, so exact mode needs no form of its own
             return eager.route(logits, bias, top_k, scale, chosen)
@@ -97,7 +104,7 @@ def fused_route(
     op = "fused_route"
     check_together(op, logits=logits, bias=bias, token_mask=token_mask)
     check_dtype(op, "logits", logits, torch.float32, torch.float64)
-    check_dtype(op, "bias", bias, logits.dtype)
+    check_same_dtype(op, logits=logits, bias=bias)
     sizes: dict[str, int] = {}
     check_shape(op, "logits", logits, "T E", sizes)
     check_shape(op, "bias", bias, "E", sizes)
@@ -117,6 +124,7 @@ def fused_route(
         case "triton":
             from longcat.kernels.route import triton_kernel
 
+            check_rows(op, logits=logits)
             return triton_kernel.fused_route(*operands)
         case _:
             return eager.fused_route(*operands)

@@ -19,7 +19,6 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from longcat.kernels.operands import check_rows
 from longcat.kernels.programs import programs_for
 from longcat.kernels.proof.configuration import Configuration
 
@@ -87,7 +86,6 @@ def forward(
     token_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(scores, indices, gates, identity, counts), see reference.py; float32."""
-    check_rows("route", logits=logits, bias=bias)
     n_tokens, n_experts = logits.shape
     scores = torch.empty(n_tokens, n_experts, dtype=torch.float32, device=logits.device)
     indices = torch.empty(n_tokens, top_k, dtype=torch.int64, device=logits.device)
@@ -174,7 +172,7 @@ def fused_route(
     The gradient flows to the logits through scores, gates and identity gates.
     """
     made: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = _FusedRoute.apply(
-        logits, bias.detach(), top_k, scale, n_ffn, token_mask
+        logits, bias.detach().contiguous(), top_k, scale, n_ffn, token_mask
     )
     return made
 
