@@ -57,9 +57,7 @@ class MarkovModel:
         self.cache = self.cache_class(batch, max_tokens)
         return self.cache
 
-    def target(
-        self, ids: Tensor, cache: MarkovCache, attention_mask: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def target(self, ids: Tensor, cache: MarkovCache) -> tuple[Tensor, Tensor]:
         start, width = cache.length, ids.shape[1]
         self.passes.append(width)
         for row, new in zip(cache.tokens, ids.tolist(), strict=True):
@@ -69,12 +67,7 @@ class MarkovModel:
         hidden = np.zeros((ids.shape[0], width, 2 * self.vocab_size))
         for row, t in itertools.product(range(ids.shape[0]), range(width)):
             at = start + t
-            seen = [
-                token
-                for i, token in enumerate(cache.tokens[row][: at + 1])
-                if attention_mask is None or attention_mask[row, i]
-            ]
-            a, b = ([0, 0, *seen])[-2:]
+            a, b = ([0, 0, *cache.tokens[row][: at + 1]])[-2:]
             logits[row, t] = self.table[a, b]
             hidden[row, t, a] = hidden[row, t, self.vocab_size + b] = 1.0
         return torch.tensor(logits), torch.tensor(hidden)

@@ -7,9 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longcat.serve import SamplingParams, probabilities, reference
-from longcat.serve.sampling import choose
+from longcat.serve.sampling import Sampler, choose
 
 ROWS = st.lists(st.integers(-40, 40), min_size=1, max_size=12)
+
+
+def chosen(logits: torch.Tensor, params: SamplingParams, seed: int = 0) -> list[int]:
+    """The tokens that logits [W,V] give at places 0 .. W-1 of one sequence."""
+    sampler = Sampler.of([params], [seed], [0])
+    return choose(sampler, logits[None], torch.arange(len(logits))[None])
 
 
 @given(
@@ -54,7 +60,7 @@ def test_min_p_is_relative_to_the_largest_probability() -> None:
 
 def test_temperature_zero_is_argmax_with_the_lowest_id_on_a_tie() -> None:
     logits = torch.tensor([[1.0, 3.0, 3.0, 2.0]])
-    assert choose(logits, SamplingParams(), [0], [0]) == [1]
+    assert chosen(logits, SamplingParams()) == [1]
     assert reference.probabilities(logits[0].numpy(), 0.0).tolist() == [0, 1, 0, 0]
 
 
@@ -62,7 +68,7 @@ def test_choose_in_torch_is_choose_in_numpy() -> None:
     rng = np.random.default_rng(3)
     logits = rng.standard_normal((64, 11))
     params = SamplingParams(temperature=0.8, top_k=7, top_p=0.9)
-    got = choose(torch.tensor(logits), params, [5] * 64, range(64))
+    got = chosen(torch.tensor(logits), params, seed=5)
     want = [
         reference.choose(
             reference.probabilities(row, 0.8, top_k=7, top_p=0.9),
@@ -94,8 +100,8 @@ def test_drawing_follows_the_probabilities_and_a_wrong_law_is_seen() -> None:
     logits = torch.tensor([0.0, 1.0, 2.0, -1.0, 0.5])
     params = SamplingParams(temperature=0.7, top_k=4)
     draws = 4000
-    chosen = choose(logits.expand(draws, 5), params, [9] * draws, range(draws))
-    observed = np.bincount(chosen, minlength=5)
+    tokens = chosen(logits.expand(draws, 5), params, seed=9)
+    observed = np.bincount(tokens, minlength=5)
 
     def chi_square(p: np.ndarray) -> float:
         kept = p > 0
@@ -154,4 +160,4 @@ def test_a_value_outside_its_range_is_refused_by_name(field: str, value: float) 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_logits_that_are_not_finite_are_refused(temperature: float, bad: float) -> None:
     with pytest.raises(ValueError, match="NaN or infinity"):
-        choose(torch.tensor([[0.0, bad]]), SamplingParams(temperature=temperature), [0], [0])
+        chosen(torch.tensor([[0.0, bad]]), SamplingParams(temperature=temperature))

@@ -1,4 +1,4 @@
-"""`FlashModel.generate`: from token ids to token ids, on the parts of `longcat.serve`."""
+"""`FlashModel.generate`: from token ids to token ids, through the engine of `longcat.serve`."""
 
 import warnings
 from dataclasses import replace
@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from longcat.serve import SamplingParams, decode, decode_batch
-from longcat.serve.batch import unpadded
+from longcat.serve import Engine, EngineConfig, Request, SamplingParams, complete
 from longcat.serve.sampling import fresh_seed
 
 if TYPE_CHECKING:
     from longcat.flash.model import FlashModel
 
+# Rows computed together, and tokens of prompts fed in one pass.
+_MOST_ROWS, _CHUNK = 128, 2048
 
-@torch.inference_mode()
+
 def generate(
     model: "FlashModel",
     input_ids: Tensor,
@@ -29,6 +30,10 @@ def generate(
 ) -> Tensor:
     """Continue every row of input_ids [B,T]; padding goes on the left.
 
+    A row gets what it would get alone, whatever is beside it (to rounding, as everywhere outside
+    `longcat.kernels.exact()`). For texts, stop strings or one setting per prompt there is
+    `longcat.flash.load_llm`.
+
     Args:
         attention_mask: [B,T], 0 for padding.
         max_new_tokens: rows that end earlier are filled with pad_token_id.
@@ -40,22 +45,62 @@ def generate(
 
     Returns:
         [B, T + new], where new is the longest continuation.
+
+    Raises:
+        ValueError: for ids or a mask of another shape, padding after a real token, a row without
+            tokens or without room for max_new_tokens, and parameters outside their range.
+        RuntimeError: when the model's logits are no numbers.
     """
-    fill = model.config.pad_token_id or 0
     params = SamplingParams(
-        temperature=temperature, max_tokens=max_new_tokens, seed=seed, ignore_eos=ignore_eos
+        temperature=temperature, max_tokens=max_new_tokens, ignore_eos=ignore_eos
     )
     use_drafts = speculative is not False and model.has_draft_head
     if speculative and not use_drafts:
         warnings.warn("the model has no MTP head: decoding without speculation", stacklevel=3)
-    if not use_drafts:
-        new = decode_batch(model, input_ids, params, attention_mask, fill)
-        return torch.cat([input_ids, new.to(input_ids.device)], dim=1)
-    first_seed = fresh_seed() if seed is None else seed
-    rows = []
-    for index, prompt in enumerate(unpadded(input_ids, attention_mask)):
-        row_params = replace(params, seed=(first_seed + index) % 2**64)
-        rows.append([token.id for token in decode(model, prompt, row_params)])
-    width = max((len(row) for row in rows), default=0)
-    new = torch.tensor([row + [fill] * (width - len(row)) for row in rows], dtype=torch.int64)
-    return torch.cat([input_ids, new.to(input_ids.device).view(len(input_ids), width)], dim=1)
+    first = fresh_seed() if seed is None else seed
+    requests = [
+        Request(
+            request_id=str(row),
+            prompt_ids=tuple(prompt),
+            params=replace(params, seed=(first + row) % 2**64),
+        )
+        for row, prompt in enumerate(unpadded(input_ids, attention_mask))
+    ]
+    page = EngineConfig().page_size
+    running = min(len(requests), _MOST_ROWS)
+    each = 1 + -(-(input_ids.shape[1] + max_new_tokens) // page)
+    config = EngineConfig(
+        page_size=page,
+        num_pages=running * each,
+        max_running=running,
+        token_budget=_CHUNK,
+        prefix_cache=False,
+        num_drafts=1 if use_drafts else 0,  # not chosen by the clock: the same bits every time
+        graphs=False,
+    )
+    texts = [completion.token_ids for completion in complete(Engine(model, None, config), requests)]
+    width = max(map(len, texts))
+    fill = model.config.pad_token_id or 0
+    new = torch.tensor([[*text, *[fill] * (width - len(text))] for text in texts])
+    return torch.cat([input_ids, new.to(input_ids.device)], dim=1)
+
+
+def unpadded(input_ids: Tensor, attention_mask: Tensor | None) -> list[list[int]]:
+    """The real tokens of each row of input_ids[B,T]; padding must be on the left.
+
+    Raises ValueError for ids or a mask of another shape, and for padding after a real token.
+    """
+    ids = input_ids.to("cpu", torch.long)
+    if ids.ndim != 2 or ids.numel() == 0:
+        raise ValueError(f"generate: input_ids must be a non-empty [B,T]; got {list(ids.shape)}")
+    if attention_mask is None:
+        return [[int(token) for token in row] for row in ids.tolist()]
+    mask = attention_mask.to("cpu", torch.bool)
+    if mask.shape != ids.shape:
+        raise ValueError(
+            f"generate: attention_mask {list(mask.shape)} must have the shape of input_ids "
+            f"{list(ids.shape)}"
+        )
+    if bool((mask[:, :-1] & ~mask[:, 1:]).any()):
+        raise ValueError("generate: attention_mask has padding after a real token; pad on the left")
+    return [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)]

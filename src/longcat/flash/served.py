@@ -60,13 +60,9 @@ class Served:
             device=weight.device,
         )
 
-    def target(
-        self, ids: Tensor, cache: DenseLatentCache, attention_mask: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def target(self, ids: Tensor, cache: DenseLatentCache) -> tuple[Tensor, Tensor]:
         """(logits [B,T,V], hidden [B,T,D]) of ids [B,T], appended to the cache."""
-        device = self.lm_head.weight.device
-        mask = None if attention_mask is None else attention_mask.to(device)
-        output: FlashOutput = self.forward(ids.to(device), mask, cache=cache)
+        output: FlashOutput = self.forward(ids.to(self.lm_head.weight.device), cache=cache)
         return output.logits, output.hidden
 
     def draft(self, ids: Tensor, hidden: Tensor, cache: DenseLatentCache) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,6 @@ from torch import Tensor
 from longcat.flash import FlashModel
 from longcat.kernels import cross_entropy
 from longcat.optim import adamw, set_learning_rate, warmup_stable_decay
-from longcat.serve import SamplingParams, decode_batch
 from longcat.train.device import sent
 from longcat.train.errors import RunError
 
@@ -95,9 +94,9 @@ class Pool:
     def _write(self, count: int) -> tuple[Tensor, Tensor]:
         s = self._settings
         prompts = corpus_windows(self._tokens, self._rng, count, s.prompt)
-        params = SamplingParams(max_tokens=s.window - s.prompt, ignore_eos=True)
-        ids = torch.cat([prompts, decode_batch(self._model, prompts, params)], dim=1)
-        ids = ids.to(self._model.lm_head.weight.device)
+        ids = self._model.generate(
+            prompts, max_new_tokens=s.window - s.prompt, ignore_eos=True, speculative=False
+        ).to(self._model.lm_head.weight.device)
         with torch.no_grad():
             hidden = torch.cat([self._model(part).hidden for part in ids.split(16)])
         return ids, hidden

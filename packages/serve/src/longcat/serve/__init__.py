@@ -9,11 +9,10 @@ The model is anything that satisfies `Model`; an `Engine` asks for less, `PagedM
 in numpy: `longcat.serve.reference`.
 """
 
-from longcat.serve.batch import decode_batch, pad_left
 from longcat.serve.config import EngineConfig, EngineStats
 from longcat.serve.constraint import Constraint, ConstraintFactory, ConstraintSpec
 from longcat.serve.engine import Engine
-from longcat.serve.llm import LLM, Completion
+from longcat.serve.llm import LLM, Completion, complete
 from longcat.serve.params import SamplingParams
 from longcat.serve.protocol import Cache, LatentLayout, Model, PagedModel, Tokenizer
 from longcat.serve.request import Delta, PromptToken, Request, Token
@@ -41,8 +40,7 @@ __all__ = [
     "SamplingParams",
     "Token",
     "Tokenizer",
+    "complete",
     "decode",
-    "decode_batch",
-    "pad_left",
     "probabilities",
 ]

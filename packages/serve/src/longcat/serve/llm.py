@@ -5,8 +5,9 @@ for completion in llm.generate(["Once", "Twice"], SamplingParams(max_tokens=20))
     print(completion.text)
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from longcat.serve.config import EngineConfig, EngineStats
@@ -48,10 +49,35 @@ class Completion:
         return tuple(token.id for token in self.tokens)
 
 
+def complete(
+    engine: Engine, requests: Sequence[Request], observe: Callable[[Delta], None] = lambda _: None
+) -> list[Completion]:
+    """Serve requests with an engine that has no others -> what became of each.
+
+    observe is told what each has gained, as it comes: for progress, or to stream.
+
+    Raises ValueError as `Engine.add`, before anything is computed, and RuntimeError when the
+    model's logits are no numbers. Whatever ends it, no request is left in the engine.
+    """
+    deltas: dict[str, list[Delta]] = {}
+    try:
+        for request in requests:
+            engine.add(request)
+            deltas[request.request_id] = []
+        while engine.has_work:
+            for delta in engine.step():
+                deltas[delta.request_id].append(delta)
+                observe(delta)
+    finally:
+        for request_id in deltas:
+            engine.abort(request_id)
+    return [_whole(request, deltas[request.request_id]) for request in requests]
+
+
 class LLM:
     """A model, a tokenizer, and an engine between calls of `generate`.
 
-    Args: as `Engine`. The prefix cache lives as long as the LLM.
+    Args: as `Engine`. The prefix cache lives as long as the LLM, or until a call is interrupted.
     """
 
     def __init__(
@@ -63,7 +89,8 @@ class LLM:
         constraints: ConstraintFactory | None = None,
     ) -> None:
         self.tokenizer = tokenizer
-        self._engine = Engine(model, tokenizer, config, constraints=constraints)
+        self._build = partial(Engine, model, tokenizer, config, constraints=constraints)
+        self._engine = self._build()
 
     def generate(
         self,
@@ -71,15 +98,18 @@ class LLM:
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         n: int = 1,
+        observe: Callable[[Delta], None] = lambda _: None,
     ) -> list[Completion]:
         """Continue one prompt or many -> n completions of each, prompt by prompt.
 
         prompts  texts, which get the beginning-of-text token in front, or token ids as they are
         params   for all prompts, or one for each; None: the defaults
         n        choices per prompt, which differ when they are sampled
+        observe  is told what each has gained, as it comes: for progress, or to stream. The
+                 request_id of choice c of prompt i is "i.c"
 
         Raises ValueError as `Engine.add`, before anything is computed, and RuntimeError when the
-        model's logits are no numbers.
+        model's logits are no numbers. After an interrupt it can be called again.
         """
         asked = _listed(prompts)
         each = params if isinstance(params, Sequence) else [params or SamplingParams()] * len(asked)
@@ -98,16 +128,10 @@ class LLM:
             for choice in range(n)
         ]
         try:
-            for request in requests:
-                self._engine.add(request)
-            deltas: dict[str, list[Delta]] = {request.request_id: [] for request in requests}
-            while self._engine.has_work:
-                for delta in self._engine.step():
-                    deltas[delta.request_id].append(delta)
-        finally:
-            for request in requests:
-                self._engine.abort(request.request_id)
-        return [_whole(request, deltas[request.request_id]) for request in requests]
+            return complete(self._engine, requests, observe)
+        except (KeyboardInterrupt, RuntimeError):
+            self._engine = self._build()  # it may have come in the middle of a pass
+            raise
 
     def stats(self) -> EngineStats:
         """The engine's counters, over all calls."""

@@ -108,14 +108,11 @@ class Model(PagedModel, Protocol):
         """An empty cache with room for `max_tokens` positions of `batch` sequences."""
         ...
 
-    def target(
-        self, ids: Tensor, cache: Any, attention_mask: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def target(self, ids: Tensor, cache: Any) -> tuple[Tensor, Tensor]:
         """Append ids[B,T] to the cache; return logits[B,T,V] and hidden[B,T,D].
 
-        hidden is as in `forward_paged`. attention_mask[B, cache.length + T] (True: a real token) is
-        given for left-padded batches only. ids and mask arrive on the host; the model moves them to
-        its own device.
+        hidden is as in `forward_paged`. ids arrive on the host; the model moves them to its own
+        device.
         """
         ...
 

@@ -139,24 +139,13 @@ def probabilities(logits: Tensor, params: SamplingParams) -> Tensor:
     return sampler.probabilities(rows).view(logits.shape)
 
 
-def choose(
-    logits: Tensor, params: SamplingParams, seeds: Sequence[int], positions: Sequence[int]
-) -> list[int]:
-    """One token for each row of logits[R,V]: argmax(log p + noise(seed, position)).
+def choose(sampler: Sampler, logits: Tensor, positions: Tensor) -> list[int]:
+    """One token for each of logits [R,W,V], row by row: argmax(log p + noise), read back.
 
-    positions[R] are absolute (the index that the chosen token will have in its sequence) and
-    seeds[R] the sequences' seeds; greedy parameters use neither. One transfer to the host.
+    positions [R,W] are the indices that the tokens will have in their sequences. The draw happens
+    where the sampler's tensors are.
 
     Raises ValueError when the logits hold NaN or infinity: nothing sensible can follow.
-    """
-    sampler = Sampler.of([params] * len(seeds), seeds, [0] * len(seeds))
-    return choose_now(sampler, logits.unsqueeze(1), torch.tensor(positions).unsqueeze(1))
-
-
-def choose_now(sampler: Sampler, logits: Tensor, positions: Tensor) -> list[int]:
-    """The tokens that logits [R,W,V] give at positions [R,W], read back, row by row.
-
-    The draw happens where the sampler's tensors are. Raises as `choose`.
     """
     logits = logits.to(sampler.seed.device)
     tokens = sampler.choose(logits, positions)

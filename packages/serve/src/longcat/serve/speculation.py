@@ -28,7 +28,7 @@ from torch import Tensor
 from longcat.serve.params import SamplingParams
 from longcat.serve.protocol import Model, PagedModel
 from longcat.serve.request import Token
-from longcat.serve.sampling import Sampler, choose_now, fresh_seed
+from longcat.serve.sampling import Sampler, choose, fresh_seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +150,7 @@ class Decoding(Iterator[Token]):
     def _choose(self, logits: Tensor, first_position: int) -> list[int]:
         """The tokens that logits[R,V] give at consecutive positions of this sequence."""
         positions = torch.arange(first_position, first_position + logits.shape[0])
-        return choose_now(self._sampler, logits.unsqueeze(0), positions.unsqueeze(0))
+        return choose(self._sampler, logits.unsqueeze(0), positions.unsqueeze(0))
 
     def _accept(self, drafts: list[int], chosen: list[int]) -> int:
         """How many leading drafts are what the target chose itself."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import tempfile
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -13,7 +12,7 @@ import torch
 from longcat.cli.models import load, weights
 from longcat.flash import FlashConfig, FlashModel
 from longcat.flash.packed import as_served
-from longcat.serve import Engine, EngineConfig, PagedModel, Request, SamplingParams, pad_left
+from longcat.serve import Engine, EngineConfig, PagedModel, Request, SamplingParams, complete
 
 Prompts = Sequence[Sequence[int]]
 Continue = Callable[[Prompts, Sequence[int]], list[list[int]]]
@@ -35,22 +34,18 @@ class Ours:
                 num_pages=PAGES, token_budget=CHUNK, num_drafts=drafts, prefix_cache=prefix_cache
             ),
         )
-        self._ids = map(str, itertools.count())
 
     def __call__(self, prompts: Prompts, counts: Sequence[int]) -> list[list[int]]:
         """counts[i] tokens after prompts[i], all of them batched as they come."""
-        tokens: dict[str, list[int]] = {}
-        for prompt, count in zip(prompts, counts, strict=True):
-            request_id = next(self._ids)
-            tokens[request_id] = []
-            params = SamplingParams(max_tokens=count, ignore_eos=True)
-            self.engine.add(Request(request_id=request_id, prompt_ids=tuple(prompt), params=params))
-        while self.engine.has_work:
-            for delta in self.engine.step():
-                if delta.error is not None:
-                    raise RuntimeError(delta.error)
-                tokens[delta.request_id] += [token.id for token in delta.tokens]
-        return list(tokens.values())
+        requests = [
+            Request(
+                request_id=str(row),
+                prompt_ids=tuple(prompt),
+                params=SamplingParams(max_tokens=count, ignore_eos=True),
+            )
+            for row, (prompt, count) in enumerate(zip(prompts, counts, strict=True))
+        ]
+        return [list(whole.token_ids) for whole in complete(self.engine, requests)]
 
 
 class Theirs:
@@ -68,9 +63,11 @@ class Theirs:
 
     def __call__(self, prompts: Prompts, counts: Sequence[int]) -> list[list[int]]:
         """counts[i] tokens after prompts[i]; all rows run until the longest one ends."""
-        ids, mask = pad_left(prompts, 0)
+        width = max(map(len, prompts))
+        ids = torch.tensor([[0] * (width - len(prompt)) + [*prompt] for prompt in prompts])
+        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
         out = self.model.generate(
-            ids, attention_mask=mask.long(), max_new_tokens=max(counts), do_sample=False
+            ids, attention_mask=mask, max_new_tokens=max(counts), do_sample=False
         )
         texts: list[list[int]] = out[:, ids.shape[1] :].tolist()
         return [text[:count] for text, count in zip(texts, counts, strict=True)]
