@@ -256,7 +256,7 @@ def test_torchs_handle_is_taken_and_gpus_without_a_switch_are_refused():
             rank=0,
             world=3,
             buffer=torch.zeros(16, dtype=torch.uint8),
-            multicast=0,
+            multicast=1 << 20,
             signals=torch.zeros(3),
             epochs=torch.zeros(4),
         )

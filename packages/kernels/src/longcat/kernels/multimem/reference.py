@@ -1,8 +1,9 @@
 """Collectives over the switch, the definition, and the switch itself in numpy.
 
 Every rank holds the same buffer at the same offset. A *multicast* address stands for all of them:
-a store through it reaches every rank, a load through it returns their sum. Source: the report's
-section on inference communication; PTX ISA, `multimem`.
+a store through it reaches every rank, a load through it returns their sum. The collectives take
+every rank's x at once, which the other forms have one at a time, and return every rank's result.
+Source: the report's section on inference communication; PTX ISA, `multimem`.
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ import triton.language as tl
 from numpy.typing import NDArray
 from triton.runtime import interpreter as stock_interpreter
 
+from longcat.kernels.dispatch import use_backend
 from longcat.kernels.multimem.memory import PROGRAMS, SymmetricMemory
 from longcat.kernels.proof.interpreter import narrow, repair, widen
 
@@ -125,7 +126,8 @@ class Simulation:
         link = _Link(self, np.random.default_rng([self.seed, rank]))
         link.install()
         try:
-            value = function(self.memory(rank))
+            with use_backend("triton"):
+                value = function(self.memory(rank))
             said: Outcome | str = Outcome(value=value, loaded=link.loaded, stored=link.stored)
         except Exception as error:  # told to the parent, which raises it
             said = f"{type(error).__name__}: {error}"

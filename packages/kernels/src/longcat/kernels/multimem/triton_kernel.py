@@ -11,14 +11,14 @@ own. What a rank stored through the switch is seen by the others after that, and
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from longcat.kernels.multimem.memory import PROGRAMS, SymmetricMemory
+from longcat.kernels.multimem.memory import ALIGNMENT, PROGRAMS, SymmetricMemory
 from longcat.kernels.proof.configuration import Configuration
 
 UNITS = 1024  # units that one block moves at a time, one per thread
@@ -171,6 +171,39 @@ def _reduce_scatter(
         a, b, c, d = _load_sum(address, inside, BF16)
         _store_units(out_ptr, units, a, b, c, d, inside, UNITS)
     _barrier(signals_ptr, epochs_ptr, rank, WORLD)
+
+
+def all_reduce(x: Tensor, memory: SymmetricMemory, shots: int) -> Tensor:
+    """The sum over ranks; in one shot a new tensor, in two a view of the memory."""
+    buffer = memory.buffer[: x.nbytes].view(x.dtype).view(x.shape)
+    buffer.copy_(x)
+    if shots == 1:
+        out = torch.empty_like(buffer)
+        launch_all_reduce_one_shot(out, memory)
+        return out
+    launch_all_reduce(buffer, memory)
+    return buffer
+
+
+def all_gather(x: Tensor, counts: Sequence[int], memory: SymmetricMemory) -> Tensor:
+    """Everyone's rows, to the memory."""
+    launch_all_gather(x.contiguous(), _ends(x, counts), memory)
+    rows, width = sum(counts), x.shape[1]
+    return memory.buffer[: rows * width * x.element_size()].view(x.dtype).view(rows, width)
+
+
+def reduce_scatter(x: Tensor, counts: Sequence[int], memory: SymmetricMemory) -> Tensor:
+    """This rank's rows of the sum."""
+    memory.buffer[: x.nbytes].view(x.dtype).view(x.shape).copy_(x)
+    out = x.new_empty(counts[memory.rank], x.shape[1])
+    launch_reduce_scatter(out, _ends(x, counts), memory)
+    return out
+
+
+def _ends(x: Tensor, counts: Sequence[int]) -> Tensor:
+    """One past each rank's last unit, int32 [world]."""
+    row = x.shape[1] * x.element_size() // ALIGNMENT
+    return (torch.tensor(counts, dtype=torch.int64).cumsum(0) * row).to(x.device, torch.int32)
 
 
 def launch_all_reduce(x: Tensor, memory: SymmetricMemory, units: int = UNITS) -> None:
