@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from longcat.serve.transfer import send
 from longcat.train.errors import RunError
 
 CPU = torch.device("cpu")
@@ -86,10 +87,7 @@ def name_of(device: torch.device) -> str:
 
 def sent(array: NDArray[np.generic], device: torch.device) -> Tensor:
     """A host array as a tensor on the device, without waiting for it to arrive."""
-    tensor = torch.from_numpy(array)
-    if device.type == "cpu":
-        return tensor
-    return tensor.pin_memory().to(device, non_blocking=True)
+    return send(torch.from_numpy(array), device)
 
 
 def finish_queue(device: torch.device) -> None:

@@ -49,6 +49,8 @@ class ThreadProcess:
 class ToyEngine:
     """One token per step and sequence. The token 13 in a prompt is poison: the step dies of it."""
 
+    sentinel = None
+
     def __init__(self) -> None:
         self.config = EngineConfig()
         self.model = SimpleNamespace(
@@ -93,6 +95,9 @@ class ToyEngine:
         return EngineStats(**counts, drafted_at=(), accepted_at=())
 
     def check_integrity(self) -> None:
+        pass
+
+    def close(self) -> None:
         pass
 
 

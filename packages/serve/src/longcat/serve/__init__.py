@@ -17,6 +17,7 @@ from longcat.serve.params import SamplingParams
 from longcat.serve.protocol import Cache, LatentLayout, Model, PagedModel, Tokenizer
 from longcat.serve.request import Delta, PromptToken, Request, Token
 from longcat.serve.sampling import probabilities
+from longcat.serve.serving import Serving
 from longcat.serve.speculation import DecodeStats, Decoding, decode
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "PromptToken",
     "Request",
     "SamplingParams",
+    "Serving",
     "Token",
     "Tokenizer",
     "complete",

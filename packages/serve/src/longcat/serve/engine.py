@@ -39,8 +39,14 @@ class Engine:
         config: sizes and policies.
         constraints: makes a Constraint of a ConstraintSpec; None refuses constrained requests.
 
-    Attributes: overlaps (whether a schedule is launched before the one ahead of it is read).
+    Attributes:
+        model, config: as given.
+        pages: who holds which. latents: what they hold.
+        overlaps: whether a schedule is launched before the one ahead of it is read.
+        sentinel: None; it needs no other process (`longcat.serve.serving`).
     """
+
+    sentinel: int | None = None
 
     def __init__(
         self,
@@ -52,36 +58,21 @@ class Engine:
     ) -> None:
         self.config = config or EngineConfig()
         check_dtype(self.config, model.latent_layout.dtype)
-        self._model = model
+        self.model = model
         self._constraints = constraints
         self._table = None if tokenizer is None else tokenizer.token_bytes()
-        self._pages = Pages(
+        self.pages = Pages(
             self.config.num_pages, self.config.page_size, prefix_cache=self.config.prefix_cache
         )
-        self._latents = Latents(model.latent_layout, self.config.num_pages, self.config.page_size)
-        self._scheduler = Scheduler(self.config, self._pages)
+        self.latents = Latents(model.latent_layout, self.config.num_pages, self.config.page_size)
+        self._scheduler = Scheduler(self.config, self.pages)
         self._sequences: dict[str, Sequence] = {}
         self._counts = {"steps": 0, "prompt_tokens": 0, "tokens": 0, "finished": 0}
         self._policy = DraftPolicy(self.config.num_drafts, available=model.has_draft_head)
         self._flight: Flight | None = None
         overlap, device = self.config.overlap, model.latent_layout.device
-        self._graphs = graphs_for(model, self._latents, self.config.graphs)
+        self._graphs = graphs_for(model, self.latents, self.config.graphs)
         self.overlaps = device.type != "cpu" if overlap is None else overlap
-
-    @property
-    def model(self) -> PagedModel:
-        """The model that computes."""
-        return self._model
-
-    @property
-    def pages(self) -> Pages:
-        """Who holds which page."""
-        return self._pages
-
-    @property
-    def latents(self) -> Latents:
-        """What the pages hold."""
-        return self._latents
 
     @property
     def has_work(self) -> bool:
@@ -100,12 +91,12 @@ class Engine:
         """
         if request.request_id in self._sequences:
             raise ValueError(f"request_id {request.request_id!r} is in use by another request")
-        check_request(request, self._model, self.config, speaks=self._table is not None)
+        check_request(request, self.model, self.config, speaks=self._table is not None)
         spec = request.params.constraint
         if spec is not None and self._constraints is None:
             raise ValueError("constraint: this engine was built without structured output")
         constraint = None if spec is None or not self._constraints else self._constraints(spec)
-        sequence = Sequence(request, self._model.eos_token_id, self._table, constraint)
+        sequence = Sequence(request, self.model.eos_token_id, self._table, constraint)
         self._sequences[request.request_id] = sequence
         return sequence
 
@@ -114,7 +105,7 @@ class Engine:
         latents of all tokens but the last.
         """
         self._counts["tokens"] += len(sequence.text)
-        sequence.commit(self._pages)
+        sequence.commit(self.pages)
         delta = sequence.delta()
         if sequence.finish_reason is None:
             self._scheduler.running.append(sequence)
@@ -177,12 +168,12 @@ class Engine:
         extend = drafts > 0 or (adaptive and bool(plan.chunks))
         fed = {id(s): s for s in [*plan.rows, *(s for s, _, _ in plan.chunks)]}.values()
         if drafts and adaptive:
-            make_up(self._model, self._latents, list(fed))
+            make_up(self.model, self.latents, list(fed))
         reading = [s for s in fed if s.drafted == s.computed and (extend or not adaptive)]
         began = perf_counter()
         flight = launch(
-            self._model,
-            self._latents,
+            self.model,
+            self.latents,
             plan,
             drafts,
             extend=extend,
@@ -248,7 +239,7 @@ class Engine:
         """Let the prefix cache know of full pages, show what is new, end what has ended."""
         deltas = []
         for sequence in list(self._scheduler.running):
-            sequence.commit(self._pages)
+            sequence.commit(self.pages)
         for sequence in rows:
             if sequence.finish_reason == "error":
                 continue
@@ -274,10 +265,10 @@ class Engine:
         return EngineStats(
             running=len(self._scheduler.running),
             waiting=len(self._scheduler.waiting),
-            pages_free=self._pages.free,
-            pages_cached=self._pages.cached,
-            pages_used=self._pages.used,
-            pages_total=self._pages.total,
+            pages_free=self.pages.free,
+            pages_cached=self.pages.cached,
+            pages_used=self.pages.used,
+            pages_total=self.pages.total,
             drafts=self._policy.now,
             drafted_at=tuple(self._policy.drafted_at),
             accepted_at=tuple(self._policy.accepted_at),
@@ -292,4 +283,7 @@ class Engine:
 
     def check_integrity(self) -> None:
         """Raise RuntimeError unless free + cached + used pages are all there are."""
-        self._pages.check()
+        self.pages.check()
+
+    def close(self) -> None:
+        """Nothing was started for it."""

@@ -16,6 +16,7 @@ from longcat.serve.engine import Engine
 from longcat.serve.params import SamplingParams
 from longcat.serve.protocol import PagedModel, Tokenizer
 from longcat.serve.request import Delta, PromptToken, Request, Token
+from longcat.serve.serving import Serving
 
 Prompt = str | Sequence[int]
 
@@ -50,7 +51,7 @@ class Completion:
 
 
 def complete(
-    engine: Engine, requests: Sequence[Request], observe: Callable[[Delta], None] = lambda _: None
+    engine: Serving, requests: Sequence[Request], observe: Callable[[Delta], None] = lambda _: None
 ) -> list[Completion]:
     """Serve requests with an engine that has no others -> what became of each.
 

@@ -15,8 +15,6 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from longcat.serve.disaggregation import Disaggregated
-from longcat.serve.engine import Engine
 from longcat.serve.request import Delta
 from longcat.serve.server.wire import (
     Abort,
@@ -28,11 +26,12 @@ from longcat.serve.server.wire import (
     frame,
     receive,
 )
+from longcat.serve.serving import Serving
 
 # Counts are sent with the deltas, but no more often than this many seconds.
 STATS_EVERY = 0.2
 
-EngineFactory = Callable[[], Engine | Disaggregated]
+EngineFactory = Callable[[], Serving]
 
 
 def work(factory: EngineFactory, channel: socket.socket) -> None:
@@ -54,11 +53,10 @@ def answer(factory: EngineFactory, channel: socket.socket) -> None:
             channel.sendall(frame(Ready(info=_info(engine))))
             _Worker(engine, channel).run()
         finally:
-            if isinstance(engine, Disaggregated):
-                engine.close()
+            engine.close()
 
 
-def _info(engine: Engine | Disaggregated) -> EngineInfo:
+def _info(engine: Serving) -> EngineInfo:
     config, model = engine.config, engine.model
     return EngineInfo(
         vocab_size=model.vocab_size,
@@ -74,7 +72,7 @@ def _info(engine: Engine | Disaggregated) -> EngineInfo:
 class _Worker:
     """One engine and one channel."""
 
-    def __init__(self, engine: Engine | Disaggregated, channel: socket.socket) -> None:
+    def __init__(self, engine: Serving, channel: socket.socket) -> None:
         self._engine = engine
         self._channel = channel
         self._refused: list[tuple[str, str]] = []
@@ -97,9 +95,8 @@ class _Worker:
         """
         watched: list[socket.socket | int] = [self._channel]
         patience = 0.0 if self._engine.has_work else None
-        if patience is None and isinstance(self._engine, Disaggregated):
-            sentinel = self._engine.sentinel
-            if sentinel is not None:
+        if patience is None:
+            if (sentinel := self._engine.sentinel) is not None:
                 watched.append(sentinel)
             elif self._prefill_was_alive:
                 patience = 0.0  # it died after the front was last told of it
