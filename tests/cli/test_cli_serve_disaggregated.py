@@ -9,9 +9,12 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from longcat.cli.serving import ServedTokenizer
@@ -59,12 +62,17 @@ def children(pid: int) -> list[int]:
     return [int(child) for task in tasks for child in task.read_text().split()]
 
 
+def prefill_pids(server: Any) -> list[int]:
+    """The engine's children that compute prompts (Linux): one, or none just now."""
+    lines = {child: Path(f"/proc/{child}/cmdline") for child in children(server.engine_pid)}
+    with suppress(FileNotFoundError):
+        return [child for child, line in lines.items() if b"spawn_main" in line.read_bytes()]
+    return []
+
+
 def prefill_pid(server: Any) -> int:
-    """The engine's child that computes prompts (Linux)."""
-    for child in children(server.engine_pid):
-        if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
-            return child
-    raise AssertionError("the engine has no such child")
+    [pid] = prefill_pids(server)
+    return pid
 
 
 def waited_for(holds: Callable[[], bool]) -> bool:
@@ -105,6 +113,25 @@ def test_texts_are_those_of_the_model_and_a_killed_prefill_costs_time(
     assert answers[TEXTS[5]][1] == alone(chat_checkpoint, TEXTS[5])
     assert waited_for(lambda: metrics(server)['longcat_pages{state="used"}'] == 0)
     assert metrics(server)["longcat_prefill_restarts_total"] == 1
+    assert metrics(server)["longcat_engine_restarts_total"] == 0
+
+
+def test_a_prompt_that_was_lost_twice_is_a_503_that_may_be_sent_again(
+    serve: Serve, chat_checkpoint: Path
+) -> None:
+    server = serve(chat_checkpoint, "--disaggregated", "--name", "served", "--quiet")
+    body = {"model": "served", "prompt": TEXTS[0], "max_tokens": 4}
+    with ThreadPoolExecutor() as pool:
+        asked = pool.submit(httpx.post, f"{server.url}/v1/completions", json=body, timeout=120)
+        while not asked.done():  # each dies before it has read the model, let alone the prompt
+            for victim in prefill_pids(server):
+                os.kill(victim, signal.SIGKILL)
+            time.sleep(0.02)
+        answer = asked.result()
+    told = answer.json()["error"]
+    assert (answer.status_code, told["code"]) == (503, "prefill_died")
+    assert int(answer.headers["retry-after"]) >= 1
+    assert ask(server, TEXTS[1])[0] == 200
     assert metrics(server)["longcat_engine_restarts_total"] == 0
 
 

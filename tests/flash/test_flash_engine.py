@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from longcat.flash import FlashModel
 from longcat.kernels import exact
+from longcat.kernels.paged_mla.tiles import LARGE, ROWS
 from longcat.serve import Engine, EngineConfig, Request, SamplingParams, decode
 from longcat.serve.acceptance import Drafts, Rules
 from longcat.serve.edits import Penalties
@@ -161,3 +162,16 @@ def test_a_step_never_waits_for_the_host(model, request, monkeypatch):
 def test_reading_is_noticed(no_reading):
     with pytest.raises(AssertionError, match="host"):
         bool(torch.ones(1))
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])  # the latter stands for a GPU
+def test_where_nobody_says_otherwise_a_page_on_a_gpu_holds_whole_tiles_of_its_kernel(
+    served_config, device
+) -> None:
+    model = FlashModel(served_config(300), device=device).eval()
+    engine = Engine(model, None, EngineConfig())
+    assert engine.latents.stores[0].shape[1] == engine.pages.page_size
+    assert engine.pages.room == 65_536
+    whole = [engine.pages.page_size % tile.keys == 0 for tile in (*(t for _, t in ROWS), LARGE)]
+    assert whole == [device == "meta"] * len(whole)
+    assert Engine(model, None, EngineConfig(page_size=4)).pages.page_size == 4

@@ -17,6 +17,8 @@ from longcat.serve import ConstraintSpec, EngineConfig, Request, SamplingParams,
         ("repetition_penalty", 1e300),
         ("logit_bias", {-1: 1.0}),
         ("logit_bias", {1: float("nan")}),
+        ("logit_bias", {1: 1e300}),  # infinite in float32
+        ("logit_bias", {1: -3e38}),  # which a logit of the same sign makes infinite
         ("logprobs", -1),
         ("prompt_logprobs", -1),
         ("stop", ("",)),
@@ -59,6 +61,14 @@ def test_a_request_travels_between_processes():
 def test_an_engine_has_room_for_something(field):
     with pytest.raises(ValueError, match=field):
         EngineConfig(**{field: 0})
+
+
+def test_pages_are_of_64_tokens_on_a_gpu_and_of_16_on_a_cpu_for_as_many_tokens():
+    assert EngineConfig().pages_on("cpu") == (4096, 16)
+    assert EngineConfig().pages_on("cuda") == (1024, 64)
+    assert EngineConfig(page_size=7).pages_on("cuda") == (9363, 7)
+    assert EngineConfig(page_size=10**6).pages_on("cpu") == (1, 10**6)
+    assert EngineConfig(num_pages=5).pages_on("cuda") == (5, 64)
 
 
 def test_an_engine_drafts_at_most_three_tokens():

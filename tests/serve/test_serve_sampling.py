@@ -64,6 +64,16 @@ def test_temperature_zero_is_argmax_with_the_lowest_id_on_a_tie() -> None:
     assert reference.probabilities(logits[0].numpy(), 0.0).tolist() == [0, 1, 0, 0]
 
 
+@pytest.mark.parametrize("temperature", [1e-30, 1e-300, 5e-324])
+def test_a_temperature_next_to_nothing_is_greedy_and_not_damaged(temperature: float) -> None:
+    logits = torch.tensor([[1.0, 300.0, 300.0, -1e30]])
+    params = SamplingParams(temperature=temperature)
+    assert probabilities(logits, params).tolist() == [[0.0, 0.5, 0.5, 0.0]]
+    with np.errstate(over="ignore"):  # to minus infinity, which is meant
+        want = reference.probabilities(logits[0].double().numpy(), temperature)
+    assert want.tolist() == [0.0, 0.5, 0.5, 0.0]
+
+
 def test_choose_in_torch_is_choose_in_numpy() -> None:
     rng = np.random.default_rng(3)
     logits = rng.standard_normal((64, 11))

@@ -58,8 +58,14 @@ Drain = Annotated[
 
 _engine = partial(typer.Option, rich_help_panel="Engine")
 MaxRunning = Annotated[int, _engine(min=1, help="Sequences computed together.")]
-NumPages = Annotated[int, _engine(min=1, help="Pages of the latent cache.")]
-PageSize = Annotated[int, _engine(min=1, help="Tokens per page.")]
+NumPages = Annotated[
+    int | None,
+    _engine(min=1, help="Pages of the latent cache.", show_default="as many as hold 65,536 tokens"),
+]
+PageSize = Annotated[
+    int | None,
+    _engine(min=1, help="Tokens per page.", show_default="64 on a GPU, 16 on a CPU"),
+]
 TokenBudget = Annotated[int, _engine(min=1, help="Most tokens fed in one pass.")]
 Steps = Annotated[
     int,

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from longcat.serve import Engine, EngineConfig, Request, SamplingParams, complete
+from longcat.serve import (
+    Engine,
+    EngineConfig,
+    Request,
+    SamplingParams,
+    complete,
+    default_page_size,
+)
 from longcat.serve.sampling import fresh_seed
 
 if TYPE_CHECKING:
@@ -66,7 +73,7 @@ def generate(
         )
         for row, prompt in enumerate(unpadded(input_ids, attention_mask))
     ]
-    page = EngineConfig().page_size
+    page = default_page_size(model.latent_layout.device.type)
     running = min(len(requests), _MOST_ROWS)
     each = 1 + -(-(input_ids.shape[1] + max_new_tokens) // page)
     config = EngineConfig(

@@ -5,6 +5,7 @@ import importlib.util
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -63,7 +64,8 @@ class ScriptedEngine:
     """Answers every request with `reply`, some bytes at a time; a stand-in for EngineProcess.
 
     Attributes to set: reply (bytes, or by choice), stride (tokens per delta), pause (seconds per
-    delta), hold (an event that deltas wait for), failure (what `open` raises).
+    delta), hold (an event that deltas wait for), failure (what `open` raises), error (the
+    delta that every request ends with).
     To look at: requests (all that came), aborted (ids), open_calls.
     """
 
@@ -86,6 +88,7 @@ class ScriptedEngine:
         self.hold: asyncio.Event | None = None
         self.failure: Exception | None = None
         self.dies_after: int | None = None
+        self.error: Delta | None = None
         self.requests: list[Request] = []
         self.aborted: list[str] = []
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -124,6 +127,9 @@ class ScriptedEngine:
                 PromptToken(id=i, logprob=value, top_logprobs=self._best(i) if value else ())
                 for i, value in zip(request.prompt_ids, told, strict=True)
             )
+        if self.error is not None:
+            call.put(replace(self.error, request_id=request.request_id))
+            return
         for number, start in enumerate(range(0, len(ids), self.stride)):
             if self.dies_after is not None and number == self.dies_after:
                 call.fail(ApiError(503, "the engine died", code="engine_died", retry_after=1))

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from longcat.serve import Delta
 from longcat.serve.server.app import create_app
 from longcat.serve.server.doorkeeper import check_key
 from longcat.serve.server.errors import ApiError
@@ -218,6 +219,29 @@ def test_an_engine_that_dies_is_a_503_or_an_event_in_a_stream_that_has_begun(ask
         answer = await server.client.get("/health")
         assert answer.status_code == 503
         assert "restarting" in answer.json()["error"]["message"]
+
+    ask(scenario)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_prompt_that_was_lost_may_be_sent_again_and_another_error_may_not(
+    ask: Ask, stream: bool, lost: bool
+) -> None:
+    async def scenario(server: Any) -> None:
+        server.engine.error = Delta(
+            request_id="x", finish_reason="error", error="prefill died", lost=lost
+        )
+        answer = await server.post(PATH, BODY | {"stream": stream})
+        told = answer.json()["error"]
+        if lost:
+            assert (answer.status_code, told["code"]) == (503, "prefill_died")
+            assert told["type"] == "service_unavailable_error"
+            assert told["message"] == "prefill died; try again"
+        else:
+            assert (answer.status_code, told["code"]) == (500, "engine_error")
+        assert ("retry-after" in answer.headers) == lost
+        assert server.service.gate.inside == 0
 
     ask(scenario)
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from longcat.serve import Delta, EngineConfig, EngineStats, Request, SamplingParams, Token
+from longcat.serve.pages import Pages
 from longcat.serve.server import EngineProcess, supervisor
 from longcat.serve.server.call import Call
 from longcat.serve.server.errors import ApiError
@@ -53,6 +54,7 @@ class ToyEngine:
 
     def __init__(self) -> None:
         self.config = EngineConfig()
+        self.pages = Pages(10, 4)
         self.model = SimpleNamespace(
             vocab_size=50, max_position=99, eos_token_id=2, has_draft_head=False
         )
@@ -148,6 +150,7 @@ def test_requests_are_answered_and_counted(watched: Callable[..., Any]) -> None:
     async def scenario(process: EngineProcess, engines: list[ToyEngine]) -> None:
         assert process.state == "up"
         assert process.info.vocab_size == 50
+        assert process.info.pool_tokens == 40
         assert not process.info.speculative
         texts = await asyncio.gather(*(told(process.open([request(n)])) for n in "abc"))
         assert texts == ["012"] * 3
@@ -236,6 +239,7 @@ def test_a_stopped_engine_tells_who_waits(watched: Callable[..., Any]) -> None:
         with pytest.raises(ApiError) as stopped:
             await told(running)
         assert stopped.value.code == "shutting_down"
+        assert (stopped.value.retry_after or 0) >= 1
         with pytest.raises(ApiError):
             process.open([request("b")])
 

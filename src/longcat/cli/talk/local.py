@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from longcat.serve import Engine, SamplingParams, Token
 
 _MAX_TOKENS = 512
-_PAGE = 16  # tokens
-_MOST_PAGES = 4096
 
 
 class LocalPartner:
@@ -47,7 +45,7 @@ class LocalPartner:
 
         settings = session.settings
         ids = self._prompt(session)
-        room = min(self._model.max_position, _MOST_PAGES * _PAGE) - len(ids)
+        room = self._window - len(ids)
         if room < 1:
             raise ValueError(
                 f"chat: the conversation has {len(ids)} tokens and there is room for "
@@ -62,6 +60,13 @@ class LocalPartner:
         )
         return self._pieces(ids, params)
 
+    @property
+    def _window(self) -> int:
+        """Longest conversation, the reply included."""
+        from longcat.serve.config import ROOM
+
+        return min(self._model.max_position, ROOM)
+
     def _prompt(self, session: Session) -> list[int]:
         from longcat.flash.chat import encode_prompt
 
@@ -71,11 +76,11 @@ class LocalPartner:
 
     def _tokens(self, ids: list[int], params: "SamplingParams") -> "Generator[Token]":
         """What the engine gives, token by token; whoever stops early ends the request."""
-        from longcat.serve import Engine, EngineConfig, Request
+        from longcat.serve import Engine, EngineConfig, Request, default_page_size
 
         if self._engine is None:
-            pages = min(-(-self._model.max_position // _PAGE), _MOST_PAGES)
-            config = EngineConfig(max_running=1, page_size=_PAGE, num_pages=pages)
+            size = default_page_size(self._model.latent_layout.device.type)
+            config = EngineConfig(max_running=1, num_pages=-(-self._window // size))
             self._engine = Engine(self._model, None, config)
         engine, whole = self._engine, False
         engine.add(Request(request_id="reply", prompt_ids=tuple(ids), params=params))

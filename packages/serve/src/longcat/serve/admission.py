@@ -8,16 +8,13 @@ from longcat.serve.request import Request
 from longcat.serve.speculation import check_prompt
 
 
-def check_request(
-    request: Request, model: PagedModel, config: EngineConfig, *, speaks: bool
-) -> None:
-    """Raise ValueError for a request that an engine of this model and these sizes cannot honour.
+def check_request(request: Request, model: PagedModel, room: int, *, speaks: bool) -> None:
+    """Raise ValueError for a request that an engine of this model cannot honour.
 
-    speaks: whether the engine has a tokenizer.
+    room: tokens that its latent cache can hold. speaks: whether it has a tokenizer.
     """
     params, prompt = request.params, request.prompt_ids
     check_prompt(model, prompt, params.max_tokens)
-    room = config.num_pages * config.page_size
     if len(prompt) + params.max_tokens > room:
         raise ValueError(
             f"prompt_ids ({len(prompt)} tokens) plus max_tokens {params.max_tokens} exceed the "

@@ -3,14 +3,17 @@
 from dataclasses import dataclass
 
 MAX_DRAFTS = 3
+ROOM = 65_536  # tokens that the latent cache holds where nobody says how many
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
     """Sizes and policies of an engine.
 
-    page_size           tokens per page of the latent cache
-    num_pages           pages; page_size * num_pages tokens can be held at once
+    page_size           tokens per page of the latent cache; None: 64 on a GPU, whose kernel reads a
+                        tile of 64 fastest where it lies in one page, and 16 on a CPU
+    num_pages           pages; page_size * num_pages tokens can be held at once; None: as many as
+                        hold 65,536
     max_running         sequences that are computed together
     token_budget        most tokens fed in one pass: one for each running sequence and its
                         drafts, the rest for prompts, which are cut into chunks to fit
@@ -30,8 +33,8 @@ class EngineConfig:
     Raises ValueError for a value outside its range.
     """
 
-    page_size: int = 16
-    num_pages: int = 4096
+    page_size: int | None = None
+    num_pages: int | None = None
     max_running: int = 32
     token_budget: int = 512
     prefix_cache: bool = True
@@ -44,13 +47,23 @@ class EngineConfig:
     def __post_init__(self) -> None:
         for name in ("page_size", "num_pages", "max_running", "token_budget", "steps_per_schedule"):
             value = getattr(self, name)
-            if value < 1:
+            if value is not None and value < 1:
                 raise ValueError(f"EngineConfig: {name} must be at least 1; got {value}")
         if self.num_drafts is not None and not 0 <= self.num_drafts <= MAX_DRAFTS:
             raise ValueError(
                 f"EngineConfig: num_drafts must be in 0 .. {MAX_DRAFTS}, or None to choose it "
                 f"while running; got {self.num_drafts}"
             )
+
+    def pages_on(self, device: str) -> tuple[int, int]:
+        """(num_pages, page_size) of an engine on a device of this type."""
+        size = self.page_size or default_page_size(device)
+        return self.num_pages or -(-ROOM // size), size
+
+
+def default_page_size(device: str) -> int:
+    """Tokens per page where nobody says how many, on a device of this type."""
+    return 16 if device == "cpu" else 64
 
 
 @dataclass(frozen=True, kw_only=True)

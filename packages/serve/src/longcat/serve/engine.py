@@ -61,16 +61,16 @@ class Engine:
         self.model = model
         self._constraints = constraints
         self._table = None if tokenizer is None else tokenizer.token_bytes()
-        self.pages = Pages(
-            self.config.num_pages, self.config.page_size, prefix_cache=self.config.prefix_cache
-        )
-        self.latents = Latents(model.latent_layout, self.config.num_pages, self.config.page_size)
+        device = model.latent_layout.device
+        sizes = self.config.pages_on(device.type)
+        self.pages = Pages(*sizes, prefix_cache=self.config.prefix_cache)
+        self.latents = Latents(model.latent_layout, *sizes)
         self._scheduler = Scheduler(self.config, self.pages)
         self._sequences: dict[str, Sequence] = {}
         self._counts = {"steps": 0, "prompt_tokens": 0, "tokens": 0, "finished": 0}
         self._policy = DraftPolicy(self.config.num_drafts, available=model.has_draft_head)
         self._flight: Flight | None = None
-        overlap, device = self.config.overlap, model.latent_layout.device
+        overlap = self.config.overlap
         self._graphs = graphs_for(model, self.latents, self.config.graphs)
         self.overlaps = device.type != "cpu" if overlap is None else overlap
 
@@ -91,7 +91,7 @@ class Engine:
         """
         if request.request_id in self._sequences:
             raise ValueError(f"request_id {request.request_id!r} is in use by another request")
-        check_request(request, self.model, self.config, speaks=self._table is not None)
+        check_request(request, self.model, self.pages.room, speaks=self._table is not None)
         spec = request.params.constraint
         if spec is not None and self._constraints is None:
             raise ValueError("constraint: this engine was built without structured output")
@@ -212,7 +212,7 @@ class Engine:
             if sequence.finish_reason is not None:
                 continue  # it ended before; these tokens are too many
             deltas += self._give(sequence, flight, row)
-            sequence.check_reserve(self.config.page_size)
+            sequence.check_reserve(self.pages.page_size)
         return deltas + self._show(rows)
 
     def _give(self, sequence: Sequence, flight: Flight, row: int) -> list[Delta]:

@@ -55,6 +55,11 @@ class Pages:
         self._page_of: dict[bytes, int] = {}
 
     @property
+    def room(self) -> int:
+        """Tokens that all pages hold."""
+        return self.total * self.page_size
+
+    @property
     def free(self) -> int:
         """Blank pages."""
         return len(self._free)

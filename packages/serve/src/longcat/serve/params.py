@@ -89,8 +89,8 @@ class SamplingParams:
         )
         for token, bias in self.logit_bias.items():
             _require(
-                token >= 0 and math.isfinite(bias),
-                "logit_bias must map token ids to finite numbers",
+                token >= 0 and abs(bias) <= 1e30,
+                "logit_bias must map token ids to numbers in -1e30 .. 1e30",
                 {token: bias},
             )
         for name in ("logprobs", "prompt_logprobs"):

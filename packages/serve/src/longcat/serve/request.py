@@ -69,6 +69,7 @@ class Delta:
     prompt_logprobs  in the first delta, where they were asked for: one per prompt token
     cached_tokens    in the first delta: prompt tokens whose latents were in the prefix cache
     error            one sentence, with finish_reason "error"
+    lost             with an error: whoever computed it died, and it may go well another time
     """
 
     request_id: str
@@ -79,3 +80,4 @@ class Delta:
     prompt_logprobs: tuple[PromptToken, ...] | None = None
     cached_tokens: int = 0
     error: str | None = None
+    lost: bool = False

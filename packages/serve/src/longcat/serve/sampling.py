@@ -71,7 +71,9 @@ class Sampler:
             return _point(logits)
         greedy = (self.temperature == 0).unsqueeze(-1)
         temperature = self.temperature.unsqueeze(-1).masked_fill(greedy, 1.0)
-        p = torch.softmax(logits.double() / temperature, dim=-1)
+        logits64 = logits.double()
+        # Divided by next to nothing, all but the largest become minus infinity, and none infinity.
+        p = torch.softmax((logits64 - logits64.amax(-1, keepdim=True)) / temperature, dim=-1)
         if self.filtered:
             p = self._filter(p)
         return torch.where(greedy, _point(logits), p) if self.mixed else p

@@ -5,6 +5,7 @@ whose prompts another process computes.
 from typing import Protocol
 
 from longcat.serve.config import EngineConfig, EngineStats
+from longcat.serve.pages import Pages
 from longcat.serve.protocol import PagedModel
 from longcat.serve.request import Delta, Request
 
@@ -16,6 +17,8 @@ class Serving(Protocol):
     def config(self) -> EngineConfig: ...
     @property
     def model(self) -> PagedModel: ...
+    @property
+    def pages(self) -> Pages: ...
 
     @property
     def has_work(self) -> bool:

@@ -138,7 +138,7 @@ class DecodeNode:
             request_id = sequence.request.request_id
             before = self._broken.get(request_id, 0)
             if before >= retries:
-                failed.append(self._fail(number, error))
+                failed.append(self._fail(number, error, lost=True))
                 continue
             self._broken[request_id] = before + 1
             del self._transfers[number]
@@ -157,10 +157,10 @@ class DecodeNode:
                 return number
         return None
 
-    def _fail(self, number: str, error: str) -> Delta:
+    def _fail(self, number: str, error: str, *, lost: bool = False) -> Delta:
         request_id = self._forget(number)
         self.engine.abort(request_id)
-        return Delta(request_id=request_id, finish_reason="error", error=error)
+        return Delta(request_id=request_id, finish_reason="error", error=error, lost=lost)
 
     def _forget(self, number: str) -> str:
         request_id = self._transfers.pop(number).sequence.request.request_id

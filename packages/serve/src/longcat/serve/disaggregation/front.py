@@ -8,6 +8,7 @@ from longcat.serve.disaggregation.decode import DecodeNode
 from longcat.serve.disaggregation.messages import Message
 from longcat.serve.disaggregation.transport import Broken
 from longcat.serve.engine import Engine
+from longcat.serve.pages import Pages
 from longcat.serve.protocol import PagedModel
 from longcat.serve.request import Delta, Request
 from longcat.serve.sampling import fresh_seed
@@ -71,6 +72,11 @@ class Disaggregated:
     def config(self) -> EngineConfig:
         """Of the decode side."""
         return self._engine.config
+
+    @property
+    def pages(self) -> Pages:
+        """Of the decode side."""
+        return self._engine.pages
 
     @property
     def has_work(self) -> bool:

@@ -13,6 +13,8 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 
+LONGEST_RETRY = 60  # seconds
+
 _TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -91,6 +93,11 @@ class ApiError(Exception):
     def response(self) -> JSONResponse:
         """The whole answer."""
         return JSONResponse(self.document, self.status, self.headers)
+
+
+def shutting_down(message: str) -> ApiError:
+    """What is told while the server stops, and afterwards."""
+    return ApiError(503, message, code="shutting_down", retry_after=LONGEST_RETRY)
 
 
 def install(app: FastAPI) -> None:

@@ -4,9 +4,8 @@ import asyncio
 import math
 import time
 
-from longcat.serve.server.errors import ApiError
+from longcat.serve.server.errors import LONGEST_RETRY, ApiError, shutting_down
 
-_LONGEST_RETRY = 60
 # Weight of the newest departure in the mean time between departures.
 _NEWEST = 0.1
 
@@ -32,12 +31,7 @@ class Gate:
         400 for more than would ever be admitted.
         """
         if self.closed:
-            raise ApiError(
-                503,
-                "the server is shutting down and takes no new requests",
-                code="shutting_down",
-                retry_after=_LONGEST_RETRY,
-            )
+            raise shutting_down("the server is shutting down and takes no new requests")
         if count > self.capacity:
             raise ApiError(
                 400,
@@ -81,4 +75,4 @@ class Gate:
         """Seconds until `count` places should be free, judged by how fast places became free."""
         excess = self.inside + count - self.capacity
         wait = excess * (1.0 if self._spacing is None else self._spacing)
-        return min(_LONGEST_RETRY, max(1, math.ceil(wait)))
+        return min(LONGEST_RETRY, max(1, math.ceil(wait)))

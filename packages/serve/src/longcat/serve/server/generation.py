@@ -32,13 +32,20 @@ async def generate(
                 for delta in deltas:
                     _count(service, clock, delta)
                     if delta.finish_reason == "error":
-                        raise ApiError(500, delta.error or "the engine failed", code="engine_error")
+                        raise _failure(delta)
                 yield deltas
         finally:
             service.engine.close(call)
     finally:
         service.gate.leave(len(requests))
         metrics.seconds.observe(time.monotonic() - arrived)
+
+
+def _failure(delta: Delta) -> ApiError:
+    said = delta.error or "the engine failed"
+    if delta.lost:
+        return ApiError(503, f"{said}; try again", code="prefill_died", retry_after=1)
+    return ApiError(500, said, code="engine_error")
 
 
 async def whole(deltas: AsyncGenerator[list[Delta], None]) -> dict[str, Delta]:

@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from longcat.serve.server.answers import Health, ModelList, ModelTold
 from longcat.serve.server.documents import asked
-from longcat.serve.server.errors import ApiError
+from longcat.serve.server.errors import ApiError, shutting_down
 from longcat.serve.server.metrics import CONTENT_TYPE
 from longcat.serve.server.service import Service
 
@@ -40,7 +40,7 @@ def status(service: Service) -> APIRouter:
     async def health() -> dict[str, Any]:
         """Whether requests are taken now."""
         if service.gate.closed:
-            raise ApiError(503, "the server is shutting down", code="shutting_down", retry_after=60)
+            raise shutting_down("the server is shutting down")
         if service.engine.state != "up":
             raise ApiError(
                 503, f"the engine is {service.engine.state}", code="engine_down", retry_after=1

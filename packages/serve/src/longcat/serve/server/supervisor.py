@@ -18,7 +18,7 @@ from typing import Literal, Protocol
 from longcat.serve.config import EngineStats
 from longcat.serve.request import Request
 from longcat.serve.server.call import Call
-from longcat.serve.server.errors import ApiError
+from longcat.serve.server.errors import ApiError, shutting_down
 from longcat.serve.server.wire import Abort, EngineInfo, Failed, Progress, Ready, frame, read
 from longcat.serve.server.worker import EngineFactory, work
 
@@ -102,7 +102,7 @@ class EngineProcess:
             await asyncio.gather(self._keeper, return_exceptions=True)
         await self._bury()
         for call in set(self._calls.values()):
-            call.fail(ApiError(503, "the server is shutting down", code="shutting_down"))
+            call.fail(shutting_down("the server is shutting down"))
         self._calls.clear()
         self._unsent.clear()
 

@@ -63,7 +63,7 @@ def _info(engine: Serving) -> EngineInfo:
         max_position=model.max_position,
         eos_token_id=model.eos_token_id,
         max_running=config.max_running,
-        pool_tokens=config.num_pages * config.page_size,
+        pool_tokens=engine.pages.room,
         has_draft_head=model.has_draft_head,
         speculative=model.has_draft_head and config.num_drafts != 0,
     )
