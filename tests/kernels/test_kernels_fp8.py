@@ -65,8 +65,9 @@ def test_a_number_is_off_by_at_most_a_sixteenth_and_an_outlier_costs_its_own_blo
     assert (back[quiet] != 0).float().mean() > 0.99
 
 
-@pytest.mark.parametrize("shape", [(5, 70, 200), (17, 130, 128), (40, 64, 300), (70, 200, 256)])
-def test_the_product_applies_every_scale(triton_kernel, randn, check, shape):
+@pytest.mark.parametrize("described", [False, True], ids=["pointers", "descriptors"])
+@pytest.mark.parametrize("shape", [(5, 70, 208), (17, 130, 128), (40, 64, 304), (70, 200, 256)])
+def test_the_product_applies_every_scale(triton_kernel, randn, check, shape, described):
     from longcat.kernels.proof.probe import probed
 
     tokens, outputs, inner = shape
@@ -76,13 +77,32 @@ def test_the_product_applies_every_scale(triton_kernel, randn, check, shape):
     operands = (x, x_scales, weight, weight_scales)
     want = reference.fp8_linear(*(t.double().numpy() for t in operands))
     assert check.error(kernels.fp8_linear(*operands), want) <= 2e-6
-    with kernels.use_backend("triton"), probed() as probe:
-        got = kernels.fp8_linear(*operands)
+    with probed() as probe:
+        got = triton_kernel.fp8_linear(*operands, described)
     assert check.error(got, want) <= 2e-6
     probe.check_written_once()
     token_blocks = -(-tokens // 64)
     assert probe.loaded(weight) == token_blocks * weight.nbytes
     assert probe.loaded(x) == -(-outputs // 64) * x.nbytes
+
+
+@pytest.mark.parametrize(("inner", "described"), [(256, True), (304, True), (300, False)])
+def test_tiles_come_by_descriptors_where_rows_begin_at_whole_words(
+    triton_kernel, randn, check, monkeypatch, inner, described
+):
+    x, x_scales = kernels.quantise_rows(randn(5, inner).float())
+    weight, weight_scales = kernels.quantise_blocks(randn(70, inner).float() / inner)
+    operands = (x, x_scales, weight, weight_scales)
+    made = []
+    of = triton_kernel.TensorDescriptor.from_tensor
+    monkeypatch.setattr(
+        triton_kernel.TensorDescriptor, "from_tensor", lambda *given: made.append(1) or of(*given)
+    )
+    with kernels.use_backend("triton"):
+        y = kernels.fp8_linear(*operands)
+    assert len(made) == 2 * described
+    want = reference.fp8_linear(*(t.double().numpy() for t in operands))
+    assert check.error(y, want) <= 2e-6
 
 
 def test_fp8_loses_what_three_bits_lose_and_no_more(randn, check):
@@ -97,6 +117,7 @@ def test_fp8_loses_what_three_bits_lose_and_no_more(randn, check):
         ("the next row's scale", "weight_scales_ptr + (tl", "weight_scales_ptr + groups * 0 * (tl"),
         ("one scale for all groups", "tl.load(scale_row + group)", "tl.load(scale_row)"),
         ("no scale of x", "tl.load(scale_row + group) * of_x", "tl.load(scale_row) + of_x * 0"),
+        ("another block's weights", "weights.load([first_n,", "weights.load([0,"),
     ],
 )
 def test_the_product_is_rejected_with(triton_kernel, randn, check, mutate, name, old, new):

@@ -3,7 +3,8 @@
 The list names blocks of rows (expert, first row, end); it is made on the device, without atomics
 and without the host waiting. A fixed number of programs walks over (block of rows) x (block of
 outputs). Tokens are gathered while they are loaded, so that no sorted copy of them is written;
-SwiGLU is computed where the first product's sums lie, in registers.
+SwiGLU is computed where the first product's sums lie, in registers. Weights come by TMA where it
+can describe them: see README.md.
 """
 
 # Kernels are read by Triton's compiler, not by mypy.
@@ -12,6 +13,7 @@ SwiGLU is computed where the first product's sums lie, in registers.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import torch
@@ -19,15 +21,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from triton.tools.tensor_descriptor import TensorDescriptor
 
-from longcat.kernels.experts import triton_gradient
+from longcat.kernels.experts import triton_gradient, work_list
 from longcat.kernels.experts.tiles import (
     LARGE,
     PROGRAMS_PER_PROCESSOR,
     ROWS,
     choose_tile,
-    most_blocks,
 )
+from longcat.kernels.linear.descriptor_kernel import can_be_described
 from longcat.kernels.linear.tiles import Tile
 from longcat.kernels.linear.triton_kernel import NARROWEST
 from longcat.kernels.operands import check_rows
@@ -37,35 +40,10 @@ from longcat.kernels.scatter_add.triton_kernel import scatter_add
 
 
 @triton.jit
-def _list_work(
-    offsets_ptr, work_ptr, n_experts, n_blocks, BLOCK_T: tl.constexpr, ALL: tl.constexpr
-):
-    # Program e writes the entries of expert e; where they begin follows from everyone's counts.
-    # One program more than there are experts marks the entries that are left over.
-    expert = tl.program_id(0)
-    experts = tl.arange(0, ALL)
-    ends = tl.load(offsets_ptr + experts, mask=experts < n_experts, other=0)
-    starts = tl.load(offsets_ptr + experts - 1, mask=(experts > 0) & (experts < n_experts), other=0)
-    blocks = (ends - starts + BLOCK_T - 1) // BLOCK_T
-    before = tl.sum(tl.where(experts < expert, blocks, 0), axis=0)
-    mine = tl.sum(tl.where(experts == expert, blocks, 0), axis=0)
-    start = tl.sum(tl.where(experts == expert, starts, 0), axis=0)
-    end = tl.sum(tl.where(experts == expert, ends, 0), axis=0)
-    if expert == n_experts:
-        mine = n_blocks - before
-        expert = -1
-    for block in range(0, mine):
-        entry = work_ptr + 3 * (before + block)
-        tl.store(entry, expert)
-        tl.store(entry + 1, (start + block * BLOCK_T).to(tl.int32))
-        tl.store(entry + 2, end.to(tl.int32))
-
-
-@triton.jit
 def _grouped(
     x_ptr,
     rows_ptr,
-    weight_ptr,
+    weights,
     work_ptr,
     y_ptr,
     outputs,
@@ -77,11 +55,13 @@ def _grouped(
     SWAP: tl.constexpr,
     GATED: tl.constexpr,
     GATHER: tl.constexpr,
+    DESCRIBED: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_K: tl.constexpr,
     EVEN: tl.constexpr,
 ):
+    # weights: a pointer, or a descriptor of tiles of [experts, gate and up or one, outputs, inner].
     columns = tl.arange(0, BLOCK_K)
     units = n_blocks * tl.cdiv(outputs, BLOCK_N)
     for unit in range(tl.program_id(0), units, tl.num_programs(0)):
@@ -91,17 +71,18 @@ def _grouped(
         if expert >= 0:
             t = tl.load(entry + 1) + tl.arange(0, BLOCK_T)
             t_inside = t < tl.load(entry + 2)
-            n = (unit // n_blocks) * BLOCK_N + tl.arange(0, BLOCK_N)
-            n_inside = (n < outputs)[:, None]
+            first_n = (unit // n_blocks) * BLOCK_N
+            n = first_n + tl.arange(0, BLOCK_N)
             source = t.to(tl.int64)
             if GATHER:
                 source = tl.load(rows_ptr + t, mask=t_inside, other=0).to(tl.int64)
             x_rows = x_ptr + source[:, None] * x_stride
-            # 512 experts of 6144 x 4096 weights: their offsets need 64 bits.
-            weight_rows = (
-                weight_ptr + expert.to(tl.int64) * expert_stride
-                + n.to(tl.int64)[:, None] * weight_stride
-            )  # fmt: skip
+            if not DESCRIBED:
+                # 512 experts of 6144 x 4096 weights: their offsets need 64 bits.
+                weight_rows = (
+                    weights + expert.to(tl.int64) * expert_stride
+                    + n.to(tl.int64)[:, None] * weight_stride
+                )  # fmt: skip
             if SWAP:
                 total = tl.zeros([BLOCK_N, BLOCK_T], dtype=tl.float32)
             else:
@@ -109,13 +90,19 @@ def _grouped(
             up_total = total
             for first in range(0, inner, BLOCK_K):
                 k = (first + columns)[None, :]
-                w_mask, x_mask = n_inside, t_inside[:, None]
+                w_mask, x_mask = (n < outputs)[:, None], t_inside[:, None]
                 if not EVEN:
                     w_mask, x_mask = w_mask & (k < inner), x_mask & (k < inner)
                 x = tl.load(x_rows + k, mask=x_mask, other=0.0)
-                weight = tl.load(weight_rows + k, mask=w_mask, other=0.0)
-                if GATED:
-                    up = tl.load(weight_rows + outputs * weight_stride + k, mask=w_mask, other=0.0)
+                if DESCRIBED:
+                    weight = weights.load([expert, 0, first_n, first]).reshape(BLOCK_N, BLOCK_K)
+                    if GATED:
+                        up = weights.load([expert, 1, first_n, first]).reshape(BLOCK_N, BLOCK_K)
+                else:
+                    weight = tl.load(weight_rows + k, mask=w_mask, other=0.0)
+                    if GATED:
+                        ups = weight_rows + outputs * weight_stride
+                        up = tl.load(ups + k, mask=w_mask, other=0.0)
                 if SWAP:
                     total = tl.dot(weight, tl.trans(x), total)
                     if GATED:
@@ -163,9 +150,15 @@ class _Experts(torch.autograd.Function):
 
 
 def with_tile(
-    x: Tensor, gate_up: Tensor, down: Tensor, offsets: Tensor, rows: Tensor | None, tile: Tile
+    x: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    offsets: Tensor,
+    rows: Tensor | None,
+    tile: Tile,
+    described: bool | None = None,
 ) -> Tensor:
-    """`experts` by the given tile.
+    """`experts` by the given tile; described: weights by TMA, None: where they can be described.
 
     Raises:
         ValueError: columns of an operand that are not adjacent; a copy of a weight would go unseen.
@@ -178,9 +171,9 @@ def with_tile(
         return y
     hidden = torch.empty(slots, inner, dtype=x.dtype, device=x.device)
     with torch.cuda.device_of(x):
-        work = _work(offsets, slots, tile)
-        _multiply(x, rows, gate_up, work, hidden, tile, gated=True)
-        _multiply(hidden, None, down, work, y, tile, gated=False)
+        work = work_list.list_work(offsets, slots, tile)
+        _multiply(x, rows, gate_up, work, hidden, tile, True, described)
+        _multiply(hidden, None, down, work, y, tile, False, described)
     return y
 
 
@@ -205,8 +198,8 @@ def gradients(
     of_rows = torch.zeros(slots, width, dtype=x.dtype, device=x.device)
     share = programs_for(x, PROGRAMS_PER_PROCESSOR)
     with torch.cuda.device_of(x):
-        _multiply(x, rows, gate_up, _work(offsets, slots, tile), both, tile, gated=False)
-        work = _work(offsets, slots, turned)
+        _multiply(x, rows, gate_up, work_list.list_work(offsets, slots, tile), both, tile, False)
+        work = work_list.list_work(offsets, slots, turned)
         triton_gradient.turned(grad, down, work, of_hidden, turned, share)
         hidden, of_both = triton_gradient.through_swiglu(both, of_hidden)
         triton_gradient.turned(of_both, gate_up, work, of_rows, turned, share)
@@ -216,55 +209,63 @@ def gradients(
     return of_x, of_gate_up, of_down
 
 
-def _work(offsets: Tensor, slots: int, tile: Tile) -> Tensor:
-    """The work list: (expert, first row, end) of each block of rows, [blocks, 3]."""
-    n_experts, n_blocks = len(offsets), most_blocks(slots, len(offsets), tile)
-    work = torch.empty(n_blocks, 3, dtype=torch.int32, device=offsets.device)
-    _list_work[(n_experts + 1,)](
-        offsets, work, n_experts, n_blocks,
-        BLOCK_T=tile.tokens, ALL=triton.next_power_of_2(n_experts + 1),
-    )  # fmt: skip
-    return work
-
-
 def _multiply(
-    x: Tensor, rows: Tensor | None, weight: Tensor, work: Tensor, y: Tensor, tile: Tile, gated: bool
+    x: Tensor,
+    rows: Tensor | None,
+    weight: Tensor,
+    work: Tensor,
+    y: Tensor,
+    tile: Tile,
+    gated: bool,
+    described: bool | None = None,
 ) -> None:
     inner, n_blocks = weight.shape[2], len(work)
     units = n_blocks * triton.cdiv(y.shape[1], tile.outputs)
+    weights: Any = weight
+    if described is None:
+        described = can_be_described(weight)
+    if described:
+        halves = weight.unflatten(1, (2 if gated else 1, -1))
+        weights = TensorDescriptor.from_tensor(halves, [1, 1, tile.outputs, tile.inner])
     _grouped[(min(units, programs_for(x, PROGRAMS_PER_PROCESSOR)),)](
-        x, x if rows is None else rows, weight, work, y, y.shape[1], inner, n_blocks,
+        x, x if rows is None else rows, weights, work, y, y.shape[1], inner, n_blocks,
         x.stride(0), weight.stride(1), weight.stride(0),
         **tile.constants(inner),
         GATED=gated,
         GATHER=rows is not None,
+        DESCRIBED=described,
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
 
 
 def configurations() -> Iterator[Configuration]:
-    """Both products for every tile of the table, and the work list of 512 experts."""
+    """Both products for every tile, by pointers and by TMA, and the work list of 512 experts."""
     for tile in (*(tile for _, tile in ROWS), LARGE):
-        for gated in (True, False):
-            left, right = (tile.outputs, tile.tokens) if tile.swap else (tile.tokens, tile.outputs)
-            small = right < NARROWEST
-            yield Configuration(
-                kernel=_grouped,
-                name=f"experts {'gate_up' if gated else 'down'} "
-                f"{'swap' if tile.swap else 'plain'} {left}x{right}x{tile.inner}",
-                types={"rows_ptr": "*i64", "work_ptr": "*i32", "expert_stride": "i64"},
-                constants=tile.constants(6144) | {"GATED": gated, "GATHER": gated},
-                divisible=("outputs", "inner", "x_stride", "weight_stride", "expert_stride"),
-                warps=tile.warps,
-                stages=tile.stages,
-                needs=("HMMA.16816.F32.BF16",) if small else (f"HGMMA.64x{right}x16",),
-                forbids=("HGMMA",) if small else ("HMMA",),
-            )
-    yield Configuration(
-        kernel=_list_work,
-        name="experts list work",
-        types={"offsets_ptr": "*i32", "work_ptr": "*i32"},
-        constants={"BLOCK_T": ROWS[1][1].tokens, "ALL": 1024},
-        forbids=("ATOM", "RED."),
-    )
+        for gated, described in product((True, False), (False, True)):
+            yield _configuration(tile, gated, described)
+    yield work_list.configuration()
     yield from triton_gradient.configurations()
+
+
+def _configuration(tile: Tile, gated: bool, described: bool) -> Configuration:
+    left, right = (tile.outputs, tile.tokens) if tile.swap else (tile.tokens, tile.outputs)
+    small = right < NARROWEST
+    weights = f"tensordesc<bf16[1,1,{tile.outputs},{tile.inner}]>" if described else "*bf16"
+    return Configuration(
+        kernel=_grouped,
+        name=f"experts {'gate_up' if gated else 'down'} {'swap' if tile.swap else 'plain'} "
+        f"{left}x{right}x{tile.inner}{', TMA' if described else ''}",
+        types={
+            "rows_ptr": "*i64", "weights": weights, "work_ptr": "*i32", "expert_stride": "i64",
+        },
+        constants=tile.constants(6144)
+        | {"GATED": gated, "GATHER": gated, "DESCRIBED": described},
+        divisible=("outputs", "inner", "x_stride", "weight_stride", "expert_stride"),
+        warps=tile.warps,
+        stages=tile.stages,
+        needs=(
+            "HMMA.16816.F32.BF16" if small else f"HGMMA.64x{right}x16",
+            *(("UTMALDG.4D",) if described else ()),
+        ),
+        forbids=("HGMMA",) if small else ("HMMA",),
+    )  # fmt: skip

@@ -10,13 +10,17 @@ multiplied by the two scales and added in float32, which the scales demand anywa
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from longcat.kernels.fp8.reference import GROUP, LARGEST
+from longcat.kernels.linear.descriptor_kernel import can_be_described
 from longcat.kernels.proof.configuration import Configuration
 
 OUTPUTS = 64  # rows of the weight per block: half of those that share a scale
@@ -52,19 +56,26 @@ def _quantise(
 
 @triton.jit
 def _fp8_linear(
-    x_ptr, x_scales_ptr, weight_ptr, weight_scales_ptr, y_ptr, tokens, outputs, inner, groups,
+    xs, x_scales_ptr, weights, weight_scales_ptr, y_ptr, tokens, outputs, inner, groups,
     BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr, GROUP: tl.constexpr, EVEN: tl.constexpr,
+    DESCRIBED: tl.constexpr,
 ):  # fmt: skip
-    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    t = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
+    # xs and weights: pointers, or descriptors of tiles, whose copies need neither addresses nor
+    # masks.
+    first_n, first_t = tl.program_id(0) * BLOCK_N, tl.program_id(1) * BLOCK_T
+    n, t = first_n + tl.arange(0, BLOCK_N), first_t + tl.arange(0, BLOCK_T)
     n_inside, t_inside = n < outputs, t < tokens
-    weight_rows = weight_ptr + n.to(tl.int64)[:, None] * inner
-    x_rows = x_ptr + t.to(tl.int64)[:, None] * inner
+    if not DESCRIBED:
+        weight_rows = weights + n.to(tl.int64)[:, None] * inner
+        x_rows = xs + t.to(tl.int64)[:, None] * inner
     scale_row = weight_scales_ptr + (tl.program_id(0) * BLOCK_N // GROUP) * groups
     total = tl.zeros([BLOCK_N, BLOCK_T], dtype=tl.float32)
     for group in range(0, groups):
         k = (group * GROUP + tl.arange(0, GROUP))[None, :]
-        if EVEN:
+        if DESCRIBED:
+            weight = weights.load([first_n, group * GROUP])
+            x = xs.load([first_t, group * GROUP])
+        elif EVEN:
             weight = tl.load(weight_rows + k, mask=n_inside[:, None], other=0.0)
             x = tl.load(x_rows + k, mask=t_inside[:, None], other=0.0)
         else:
@@ -92,8 +103,16 @@ def quantise(x: Tensor, rows: int) -> tuple[Tensor, Tensor]:
     return numbers, scales
 
 
-def fp8_linear(x: Tensor, x_scales: Tensor, weight: Tensor, weight_scales: Tensor) -> Tensor:
+def fp8_linear(
+    x: Tensor,
+    x_scales: Tensor,
+    weight: Tensor,
+    weight_scales: Tensor,
+    described: bool | None = None,
+) -> Tensor:
     """y = (x * scales) @ (weight * scales)^T -> [T, N] float32, see reference.py; no gradients.
+
+    described: fetch tiles by TMA. None: where both matrices can be described.
 
     Raises:
         ValueError: a weight that is not contiguous; a copy of it would go unseen.
@@ -107,26 +126,37 @@ def fp8_linear(x: Tensor, x_scales: Tensor, weight: Tensor, weight_scales: Tenso
     y = torch.empty(tokens, outputs, dtype=torch.float32, device=x.device)
     if y.numel():
         block = next((most for most in TOKENS if tokens <= most), TOKENS[-1])
+        xs: Any = x.contiguous()
+        weights: Any = weight
+        if described is None:
+            described = can_be_described(xs, weight)
+        if described:
+            xs = TensorDescriptor.from_tensor(xs, [block, GROUP])
+            weights = TensorDescriptor.from_tensor(weight, [OUTPUTS, GROUP])
         with torch.cuda.device_of(x):
             _fp8_linear[(triton.cdiv(outputs, OUTPUTS), triton.cdiv(tokens, block))](
-                x.contiguous(), x_scales.contiguous(), weight, weight_scales.contiguous(), y,
-                tokens, outputs, inner, x_scales.shape[1], **_constants(block, inner),
+                xs, x_scales.contiguous(), weights, weight_scales.contiguous(), y,
+                tokens, outputs, inner, x_scales.shape[1], **_constants(block, inner, described),
                 num_warps=4, num_stages=4,
             )  # fmt: skip
     return y
 
 
-def _constants(tokens: int, inner: int) -> dict[str, int | bool]:
-    even = inner % GROUP == 0
-    return {"BLOCK_N": OUTPUTS, "BLOCK_T": tokens, "GROUP": GROUP, "EVEN": even}
+def _constants(tokens: int, inner: int, described: bool) -> dict[str, int | bool]:
+    # What lies past the width of a described matrix comes as zeros: it is always even.
+    even = described or inner % GROUP == 0
+    return {
+        "BLOCK_N": OUTPUTS,
+        "BLOCK_T": tokens,
+        "GROUP": GROUP,
+        "EVEN": even,
+        "DESCRIBED": described,
+    }
 
 
 def configurations() -> Iterator[Configuration]:
-    """Both quantisations, and the product at 16, 32 and 64 tokens."""
-    types = {
-        "numbers_ptr": "*fp8e4nv", "scales_ptr": "*fp32", "x_scales_ptr": "*fp32",
-        "weight_scales_ptr": "*fp32", "y_ptr": "*fp32",
-    }  # fmt: skip
+    """Both quantisations, and the product at 16, 32 and 64 tokens, by pointers and by TMA."""
+    types = {"numbers_ptr": "*fp8e4nv", "scales_ptr": "*fp32"}
     for rows, blocks in ((1, 16), (GROUP, 1)):
         yield Configuration(
             kernel=_quantise,
@@ -138,14 +168,19 @@ def configurations() -> Iterator[Configuration]:
             needs=("LDG.E.128",),
             ptx=("cvt.rn.satfinite.e4m3x2.f32",),
         )
-    for tokens in TOKENS:
+    for tokens, described in product(TOKENS, (False, True)):
+        tiles = {"xs": f"{tokens},{GROUP}", "weights": f"{OUTPUTS},{GROUP}"}
         yield Configuration(
             kernel=_fp8_linear,
-            name=f"fp8 swap {OUTPUTS}x{tokens}x{GROUP}",
-            types=types | {"x_ptr": "*fp8e4nv", "weight_ptr": "*fp8e4nv"},
-            constants=_constants(tokens, 6144),
+            name=f"fp8 swap {OUTPUTS}x{tokens}x{GROUP}{', TMA' if described else ''}",
+            types={
+                name: f"tensordesc<fp8e4nv[{tile}]>" if described else "*fp8e4nv"
+                for name, tile in tiles.items()
+            }
+            | {"x_scales_ptr": "*fp32", "weight_scales_ptr": "*fp32", "y_ptr": "*fp32"},
+            constants=_constants(tokens, 6144, described),
             divisible=("outputs", "inner", "groups"),
             stages=4,
-            needs=(f"QGMMA.64x{tokens}x32",),
-            forbids=("HGMMA", "HMMA"),
+            needs=(f"QGMMA.64x{tokens}x32", *(("UTMALDG.2D",) if described else ())),
+            forbids=("HGMMA", "HMMA", *(("LDGSTS",) if described else ())),
         )

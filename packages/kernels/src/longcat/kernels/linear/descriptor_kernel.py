@@ -62,12 +62,12 @@ def _described_product(
 def can_be_described(*operands: Tensor) -> bool:
     """Whether matrices begin, and their rows follow one another, at whole words of 16 bytes.
 
-    TMA came with Hopper: on a GPU before it nothing can.
+    So must matrices that are stacked. TMA came with Hopper: on a GPU before it nothing can.
     """
     return all(
         operand.numel() > 0
         and operand.data_ptr() % WORD == 0
-        and operand.stride(0) * operand.element_size() % WORD == 0
+        and all(step * operand.element_size() % WORD == 0 for step in operand.stride()[:-1])
         and (not operand.is_cuda or torch.cuda.get_device_capability(operand.device) >= (9, 0))
         for operand in operands
     )
