@@ -47,7 +47,10 @@ def kernels(
     rounds: Rounds = 15,
     as_json: AsJson = False,
 ) -> None:
-    """Compare the forms of each op, taking turns, at the shapes of nano and bench.
+    """Compare each op with plain torch, in turns, at the shapes of nano and bench.
+
+    --decoding and --training are the Triton kernels at LongCat-Flash's shapes, replayed as CUDA
+    graphs; on a CPU they run interpreted at toy sizes, and are compared instead of timed.
 
     Example: longcat bench kernels --rounds 5 --out bench/results
     """
@@ -63,15 +66,11 @@ def kernels(
     if decoding or training:
         table = "decoding" if decoding else "training"
         return _measure_graphs(table, device.value, rounds, out, as_json)
-    document = _measure_kernels(device.value, rounds)
-    columns = {
-        "us": ("us", "{:,.0f}"),
-        "spread_%": ("spread %", "{:,.0f}"),
-        "GB/s": ("GB/s", "{:.1f}"),
-        "GFLOP/s": ("GFLOP/s", "{:.1f}"),
-        "x_naive": ("x naive", "{:.2f}"),
-    }
-    _publish(out / f"kernels-{device.value}.json", document, "{op}, {shape}", columns, as_json)
+    from longcat.cli.benchmarks.kernels import table as measured
+
+    document = measured.document(device.value, rounds, lambda line: typer.echo(line, err=True))
+    path = out / f"kernels-{device.value}.json"
+    _publish(path, document, "{op}, {shape}", measured.COLUMNS, as_json)
 
 
 @app.command()
@@ -245,38 +244,6 @@ def _measure_graphs(table: str, device: str, rounds: int, out: Path, as_json: bo
     cases = {"decoding": decoding.cases, "training": training.cases}[table]
     result = graphs.document(cases, table, device, rounds)
     _publish(out / f"{table}-{device}.json", result, "{op}, {shape}", graphs.COLUMNS, as_json)
-
-
-def _measure_kernels(device: str, rounds: int) -> dict[str, Any]:
-    from longcat.cli.benchmarks import timing
-    from longcat.cli.benchmarks.document import Clock, Row, rounded
-    from longcat.cli.benchmarks.kernels import cases
-
-    clock = Clock()
-    rows: list[Row] = []
-    with timing.pinned_threads(1):
-        machine = timing.machine(device)
-        for case in cases(device):
-            timings = timing.interleaved(case.forms, rounds=rounds, device=device)
-            naive = next(iter(timings.values()))
-            for form, taken in timings.items():
-                figures = {
-                    "us": 1e6 * taken.median,
-                    "spread_%": 100 * taken.spread,
-                    "wall_us": 1e6 * taken.wall,
-                    "GB/s": case.bytes / taken.median / 1e9,
-                    "GFLOP/s": case.flops / taken.median / 1e9,
-                    "x_naive": naive.median / taken.median,
-                }
-                rows.append({"op": case.op, "shape": case.shape, "form": form, **rounded(figures)})
-            typer.echo(f"measured {case.op}, {case.shape}", err=True)
-    measure = "processor time of one thread" if device == "cpu" else "wall time"
-    return clock.document(
-        f"longcat bench kernels --device {device} --rounds {rounds}",
-        f"medians of {measure}, in turns; spread: middle half over the median",
-        **machine,
-        rows=rows,
-    )
 
 
 def _measure_exactness() -> dict[str, Any]:

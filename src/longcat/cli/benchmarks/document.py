@@ -21,7 +21,7 @@ class Clock:
     """Started before measuring; says afterwards when, how long and under what load."""
 
     def __init__(self) -> None:
-        self.load = timing.load()
+        self.load, self.clocks = timing.load(), timing.clocks()
         self.wall, self.cpu = time.perf_counter(), time.process_time()
 
     def document(self, command: str, times: str, **rest: Any) -> dict[str, Any]:
@@ -33,6 +33,11 @@ class Clock:
             "times": times,
             **{name: value for name, value in rest.items() if name not in tables},
             "load": {"before": self.load, "after": timing.load()},
+            "clocks": {
+                f"{name} {when}": rate
+                for when, rates in (("before", self.clocks), ("after", timing.clocks()))
+                for name, rate in rates.items()
+            },
             "seconds": {
                 "wall": round(time.perf_counter() - self.wall, 1),
                 "cpu": round(time.process_time() - self.cpu, 1),

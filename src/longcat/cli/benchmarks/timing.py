@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -158,6 +160,32 @@ def today() -> str:
 def load() -> float:
     """Processes that want a core, averaged over the last minute; -1 where the system cannot say."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else -1.0
+
+
+def clocks() -> dict[str, float]:
+    """Clock rates now in MHz: the CPU's mean over its cores, and the GPU's as its driver says.
+
+    Empty where the system cannot say.
+    """
+    found: dict[str, float] = {}
+    listing = Path("/proc/cpuinfo")
+    lines = listing.read_text(encoding="utf-8").splitlines() if listing.exists() else []
+    cores = [float(line.partition(":")[2]) for line in lines if line.startswith("cpu MHz")]
+    if cores:
+        found["cpu MHz"] = round(statistics.mean(cores))
+    asked = {"gpu MHz": "clocks.sm", "gpu memory MHz": "clocks.mem", "of at most": "clocks.max.sm"}
+    query = [
+        "nvidia-smi",
+        f"--query-gpu={','.join(asked.values())}",
+        "--format=csv,noheader,nounits",
+    ]
+    if torch.cuda.is_available() and shutil.which(query[0]):
+        said = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False).stdout
+        values = said.partition("\n")[0].split(",")
+        for name, value in zip(asked, values, strict=False):
+            if value.strip().isdigit():
+                found[name] = float(value)
+    return found
 
 
 def _cpu_name() -> str:
