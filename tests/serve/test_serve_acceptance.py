@@ -153,7 +153,7 @@ def test_torch_judges_as_the_definition(guessing, filters):
     ]
     tokens = torch.cat([token for token, _ in proposed], dim=1)
     q = torch.cat([of for _, of in proposed if of is not None], dim=1)
-    usable = torch.tensor([drafts] * (rows - 1) + [1])
+    usable = torch.arange(rows) % (drafts + 1)
     ran, accepted = judge(
         torch.tensor(logits), Drafts(tokens=tokens, usable=usable, q=q), sampler, rules, places
     )

@@ -1,10 +1,11 @@
 """The number of drafts follows what is measured, and what it costs to measure stays small."""
 
 import random
+from dataclasses import replace
 
 import pytest
 
-from longcat.serve import Engine, EngineConfig, Request, SamplingParams
+from longcat.serve import Engine, EngineConfig, Request, SamplingParams, complete
 from longcat.serve.drafting import DraftPolicy
 
 
@@ -75,6 +76,22 @@ def test_a_draft_head_that_has_missed_places_makes_up_for_them(markov, monkeypat
         engine.add(Request(request_id=name, prompt_ids=prompt, params=params))
     while engine.has_work:
         engine.step()
+    assert model.misplaced == 0
+    assert engine.stats().acceptance == 1.0
+
+
+def test_pages_that_the_head_has_not_read_are_nobodys_prefix(markov, monkeypatch):
+    drafts = 0
+    monkeypatch.setattr(DraftPolicy, "choose", lambda self, rows: drafts)
+    model = markov(quality=1.0)
+    engine = Engine(model, None, EngineConfig(page_size=4))
+    params = SamplingParams(max_tokens=20)
+    asked = Request(request_id="a", prompt_ids=(1, 2, 3, 4, 5), params=params)
+    (first,) = complete(engine, [asked])
+    drafts = 1
+    goes_on = replace(asked, prompt_ids=(*asked.prompt_ids, *first.token_ids))
+    (second,) = complete(engine, [goes_on])
+    assert second.cached_tokens == 4  # of the prompt, which the head had read
     assert model.misplaced == 0
     assert engine.stats().acceptance == 1.0
 

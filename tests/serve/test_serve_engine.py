@@ -1,11 +1,20 @@
 """The engine gives every request the tokens that it would have got alone, whatever is around it."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
-from longcat.serve import Engine, EngineConfig, Request, SamplingParams, decode
+from longcat.serve import (
+    Engine,
+    EngineConfig,
+    Request,
+    SamplingParams,
+    Token,
+    decode,
+    reference,
+)
 
 PROMPTS = [(1,), (2, 3, 4, 5, 6), (1, 2) * 9, (3,) * 23, (1, 2) * 9 + (5,)]
 
@@ -77,6 +86,20 @@ def test_small_caches_preempt_and_large_ones_do_not(markov):
         engine = Engine(markov(), None, config)
         served(engine, PROMPTS, params(len(PROMPTS)))
         assert (engine.stats().preemptions > 0) == preempts
+
+
+def test_drafts_that_one_request_declines_are_made_for_the_others(markov):
+    engine = Engine(markov(quality=1.0), None, EngineConfig(num_drafts=2))
+    for name, speculative in (("plain", False), ("drafted", None)):
+        asked = SamplingParams(max_tokens=13, speculative=speculative)
+        engine.add(Request(request_id=name, prompt_ids=(1, 2), params=asked))
+    tokens: dict[str, list[Token]] = {"plain": [], "drafted": []}
+    while engine.has_work:
+        for delta in engine.step():
+            tokens[delta.request_id] += delta.tokens
+    assert not any(token.drafted or token.refused for token in tokens["plain"])
+    assert sum(token.drafted for token in tokens["drafted"]) == 8
+    assert [t.id for t in tokens["plain"]] == [t.id for t in tokens["drafted"]]
 
 
 def test_a_good_head_saves_passes(markov):
@@ -206,3 +229,21 @@ def test_a_request_gets_the_log_probabilities_it_asked_for_whatever_its_mates_as
         assert all(len(token.top_logprobs) == (top or 0) for token in tokens[name])
     first = [token.top_logprobs[:1] for token in tokens["three"]]
     assert first == [token.top_logprobs for token in tokens["one"]]
+
+
+def test_log_probabilities_are_the_models_own_before_penalties_and_biases(markov):
+    model = markov()
+    engine = Engine(model, None, EngineConfig(num_drafts=2))
+    asked = SamplingParams(
+        max_tokens=9, temperature=0.5, seed=2, logit_bias={3: 4.0}, presence_penalty=1.0, logprobs=1
+    )
+    engine.add(Request(request_id="a", prompt_ids=(1, 2), params=asked))
+    seen, tokens = [1, 2], []
+    while engine.has_work:
+        for delta in engine.step():
+            tokens += delta.tokens
+    for token in tokens:
+        p = reference.probabilities(model.table[seen[-2], seen[-1]])
+        assert token.logprob == pytest.approx(math.log(p[token.id]), abs=1e-6)
+        assert token.top_logprobs[0] == (int(p.argmax()), pytest.approx(math.log(p.max())))
+        seen.append(token.id)

@@ -2,6 +2,7 @@
 
 import pickle
 
+import numpy as np
 import pytest
 
 from longcat.serve import ConstraintSpec, EngineConfig, Request, SamplingParams, decode
@@ -25,11 +26,36 @@ from longcat.serve import ConstraintSpec, EngineConfig, Request, SamplingParams,
         ("stop_token_ids", (-3,)),
         ("min_tokens", 129),
         ("acceptance", "typical"),
+        ("temperature", "hot"),
+        ("top_k", 1.5),
+        ("top_p", None),
+        ("min_p", True),
+        ("max_tokens", "5"),
+        ("max_tokens", 2.5),
+        ("seed", 1.5),
+        ("frequency_penalty", "high"),
+        ("repetition_penalty", None),
+        ("logit_bias", [1]),
+        ("logit_bias", {"a": 1.0}),
+        ("logprobs", True),
+        ("stop", "END"),
+        ("stop", (5,)),
+        ("stop_token_ids", 5),
+        ("stop_token_ids", ("a",)),
+        ("min_tokens", "2"),
+        ("ignore_eos", "no"),
+        ("speculative", "yes"),
+        ("constraint", "json"),
     ],
 )
 def test_a_field_outside_its_range_is_named(field, value):
-    with pytest.raises(ValueError, match=field):
+    with pytest.raises(ValueError, match=rf"SamplingParams: {field} must .*; got "):
         SamplingParams(**{field: value})
+
+
+def test_numbers_of_numpy_are_numbers():
+    params = SamplingParams(temperature=np.float64(0.5), top_k=np.int64(3), seed=np.uint64(7))
+    assert (params.top_k, params.greedy) == (3, False)
 
 
 def test_a_constraint_is_exactly_one_thing():
@@ -58,9 +84,10 @@ def test_a_request_travels_between_processes():
 
 
 @pytest.mark.parametrize("field", ["page_size", "num_pages", "max_running", "token_budget"])
-def test_an_engine_has_room_for_something(field):
-    with pytest.raises(ValueError, match=field):
-        EngineConfig(**{field: 0})
+@pytest.mark.parametrize("value", [0, 1.5, "4"])
+def test_an_engine_has_room_for_something(field, value):
+    with pytest.raises(ValueError, match=f"{field} must be a whole number from 1 on"):
+        EngineConfig(**{field: value})
 
 
 def test_pages_are_of_64_tokens_on_a_gpu_and_of_16_on_a_cpu_for_as_many_tokens():
@@ -72,8 +99,9 @@ def test_pages_are_of_64_tokens_on_a_gpu_and_of_16_on_a_cpu_for_as_many_tokens()
 
 
 def test_an_engine_drafts_at_most_three_tokens():
-    with pytest.raises(ValueError, match="num_drafts"):
-        EngineConfig(num_drafts=4)
+    for count in (4, -1, 1.5, "1"):
+        with pytest.raises(ValueError, match="num_drafts"):
+            EngineConfig(num_drafts=count)
 
 
 def test_decode_refuses_what_only_the_engine_honours(markov):

@@ -170,18 +170,3 @@ def test_a_stop_token_is_named_and_the_end_of_text_is_not(reciting):
     model.eos_token_id = b
     (ended,) = LLM(model, Letters()).generate([[0]], SamplingParams())
     assert (ended.finish_reason, ended.stop_reason) == ("stop", None)
-
-
-def test_llm_takes_texts_and_ids_and_gives_n_choices_of_each(reciting):
-    llm = LLM(reciting("xyz"), Letters())
-    params = SamplingParams(max_tokens=3, temperature=1.0, seed=1)
-    completions = llm.generate(["", [0]], params, n=2)
-    assert [c.choice for c in completions] == [0, 1, 0, 1]
-    assert {c.text for c in completions} == {"xyz"}
-    (one,) = llm.generate([0], params)
-    assert one.text == "xyz"
-    with pytest.raises(ValueError, match="2 prompts but 1 params"):
-        llm.generate(["a", "b"], [params])
-    with pytest.raises(ValueError, match="max_tokens"):
-        llm.generate(["a"], SamplingParams(max_tokens=10**7))
-    assert llm.stats().waiting == 0

@@ -47,12 +47,14 @@ class EngineConfig:
     def __post_init__(self) -> None:
         for name in ("page_size", "num_pages", "max_running", "token_budget", "steps_per_schedule"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"EngineConfig: {name} must be at least 1; got {value}")
-        if self.num_drafts is not None and not 0 <= self.num_drafts <= MAX_DRAFTS:
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(
+                    f"EngineConfig: {name} must be a whole number from 1 on; got {value!r}"
+                )
+        if self.num_drafts is not None and self.num_drafts not in range(MAX_DRAFTS + 1):
             raise ValueError(
                 f"EngineConfig: num_drafts must be in 0 .. {MAX_DRAFTS}, or None to choose it "
-                f"while running; got {self.num_drafts}"
+                f"while running; got {self.num_drafts!r}"
             )
 
     def pages_on(self, device: str) -> tuple[int, int]:

@@ -5,10 +5,11 @@ for completion in llm.generate(["Once", "Twice"], SamplingParams(max_tokens=20))
     print(completion.text)
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from operator import index
+from typing import Any, Protocol
 
 from longcat.serve.config import EngineConfig, EngineStats
 from longcat.serve.constraint import ConstraintFactory
@@ -57,13 +58,17 @@ def complete(
 
     observe is told what each has gained, as it comes: for progress, or to stream.
 
-    Raises ValueError as `Engine.add`, before anything is computed, and RuntimeError when the
-    model's logits are no numbers. Whatever ends it, no request is left in the engine.
+    Raises ValueError as `Engine.add`, by the request's id and before anything is computed, and
+    RuntimeError when the model's logits are no numbers. Whatever ends it, no request is left in
+    the engine.
     """
     deltas: dict[str, list[Delta]] = {}
     try:
         for request in requests:
-            engine.add(request)
+            try:
+                engine.add(request)
+            except ValueError as error:
+                raise ValueError(f"request {request.request_id}: {error}") from None
             deltas[request.request_id] = []
         while engine.has_work:
             for delta in engine.step():
@@ -113,19 +118,17 @@ class LLM:
         model's logits are no numbers. After an interrupt it can be called again.
         """
         asked = _listed(prompts)
-        each = params if isinstance(params, Sequence) else [params or SamplingParams()] * len(asked)
-        if len(each) != len(asked):
-            raise ValueError(f"generate: {len(asked)} prompts but {len(each)} params")
+        each = _each(params, len(asked))
         if n < 1:
             raise ValueError(f"generate: n must be at least 1; got {n}")
         requests = [
             Request(
-                request_id=f"{index}.{choice}",
-                prompt_ids=tuple(self._ids(prompt)),
+                request_id=f"{i}.{choice}",
+                prompt_ids=self._ids(prompt),
                 params=of_prompt,
                 choice=choice,
             )
-            for index, (prompt, of_prompt) in enumerate(zip(asked, each, strict=True))
+            for i, (prompt, of_prompt) in enumerate(zip(asked, each, strict=True))
             for choice in range(n)
         ]
         try:
@@ -135,31 +138,60 @@ class LLM:
             raise
 
     def stats(self) -> EngineStats:
-        """The engine's counters, over all calls."""
+        """The engine's counters, over all calls; they begin anew after an interrupt."""
         return self._engine.stats()
 
-    def _ids(self, prompt: Prompt) -> Sequence[int]:
+    def _ids(self, prompt: Prompt) -> tuple[int, ...]:
         if isinstance(prompt, str):
-            return [self.tokenizer.bos_id, *self.tokenizer.encode(prompt)]
-        return prompt
+            return (self.tokenizer.bos_id, *self.tokenizer.encode(prompt))
+        listed = _elements(prompt)
+        if not all(map(_is_id, listed)):
+            raise ValueError(f"{_PROMPTS}; got one that holds more than ids: {prompt!r:.60}")
+        return tuple(map(index, listed))
 
 
-def _listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+_PROMPTS = "generate: a prompt must be a text or a list of token ids"
+
+
+def _listed(prompts: Prompt | Sequence[Prompt]) -> list[Any]:
     """One prompt or many as a list of them; ids make one prompt."""
     if isinstance(prompts, str):
         return [prompts]
-    many: list[Prompt] = []
-    ids: list[int] = []
-    for prompt in prompts:
-        if isinstance(prompt, int):
-            ids.append(prompt)
-        else:
-            many.append(prompt)
-    if ids and many:
-        raise ValueError(
-            "generate: prompts must be texts or lists of token ids, not ids among them"
-        )
-    return [ids] if ids else many
+    listed = _elements(prompts)
+    ids = list(filter(_is_id, listed))
+    if ids and len(ids) < len(listed):
+        raise ValueError(f"{_PROMPTS}; got ids among whole prompts")
+    return [ids] if ids else listed
+
+
+def _elements(prompts: Any) -> list[Any]:
+    if isinstance(prompts, bytes) or not isinstance(prompts, Iterable):
+        raise ValueError(f"{_PROMPTS}; got a {type(prompts).__name__}")
+    return list(prompts)
+
+
+def _is_id(element: Any) -> bool:
+    """Whether it is one whole number, perhaps of an array."""
+    try:
+        return index(element) is not None
+    except TypeError:
+        return False
+
+
+def _each(params: Any, count: int) -> list[SamplingParams]:
+    """The parameters of each of `count` prompts."""
+    if params is None:
+        params = SamplingParams()
+    each = list(params) if isinstance(params, list | tuple) else [params] * count
+    for one in each:
+        if not isinstance(one, SamplingParams):
+            raise ValueError(
+                "generate: params must be SamplingParams, or a list with one for each prompt; "
+                f"got a {type(one).__name__}"
+            )
+    if len(each) != count:
+        raise ValueError(f"generate: {count} prompts but {len(each)} params")
+    return each
 
 
 def _whole(request: Request, deltas: list[Delta]) -> Completion:

@@ -3,7 +3,8 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Literal, get_args
+from numbers import Integral, Real
+from typing import Any, Literal, get_args
 
 from longcat.serve.constraint import ConstraintSpec
 
@@ -65,45 +66,70 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         _require(
-            math.isfinite(self.temperature) and self.temperature >= 0,
+            _is_number(self.temperature) and self.temperature >= 0,
             "temperature must be 0 (greedy) or a positive number",
             self.temperature,
         )
-        _require(self.top_k >= 0, "top_k must be 0 (off) or a positive count", self.top_k)
-        _require(0 < self.top_p <= 1, "top_p must be in (0, 1], 1 being off", self.top_p)
-        _require(0 <= self.min_p <= 1, "min_p must be in [0, 1], 0 being off", self.min_p)
-        _require(self.max_tokens >= 1, "max_tokens must be at least 1", self.max_tokens)
+        _require(_is_count(self.top_k), "top_k must be 0 (off) or a positive count", self.top_k)
         _require(
-            self.seed is None or 0 <= self.seed < 2**64,
+            _is_number(self.top_p) and 0 < self.top_p <= 1,
+            "top_p must be in (0, 1], 1 being off",
+            self.top_p,
+        )
+        _require(
+            _is_number(self.min_p) and 0 <= self.min_p <= 1,
+            "min_p must be in [0, 1], 0 being off",
+            self.min_p,
+        )
+        _require(
+            _is_count(self.max_tokens) and self.max_tokens >= 1,
+            "max_tokens must be at least 1, a whole number",
+            self.max_tokens,
+        )
+        _require(
+            self.seed is None or (_is_count(self.seed) and self.seed < 2**64),
             "seed must be in 0 .. 2**64-1, or None for a fresh one",
             self.seed,
         )
         for name in ("presence_penalty", "frequency_penalty"):
             value = getattr(self, name)
-            _require(-2 <= value <= 2, f"{name} must be in -2 .. 2, 0 being off", value)
+            _require(
+                _is_number(value) and -2 <= value <= 2,
+                f"{name} must be in -2 .. 2, 0 being off",
+                value,
+            )
         # Beyond these a logit in float32 may become infinite, or not a number.
         _require(
-            0.01 <= self.repetition_penalty <= 100,
+            _is_number(self.repetition_penalty) and 0.01 <= self.repetition_penalty <= 100,
             "repetition_penalty must be in 0.01 .. 100, 1 being off",
             self.repetition_penalty,
         )
-        for token, bias in self.logit_bias.items():
-            _require(
-                token >= 0 and abs(bias) <= 1e30,
-                "logit_bias must map token ids to numbers in -1e30 .. 1e30",
-                {token: bias},
-            )
+        _require(
+            isinstance(self.logit_bias, Mapping)
+            and all(
+                _is_count(token) and _is_number(bias) and abs(bias) <= 1e30
+                for token, bias in self.logit_bias.items()
+            ),
+            "logit_bias must map token ids to numbers in -1e30 .. 1e30",
+            self.logit_bias,
+        )
         for name in ("logprobs", "prompt_logprobs"):
             value = getattr(self, name)
-            _require(value is None or value >= 0, f"{name} must be None or a count", value)
-        _require("" not in self.stop, "stop must hold no empty text", self.stop)
+            _require(value is None or _is_count(value), f"{name} must be None or a count", value)
         _require(
-            all(token >= 0 for token in self.stop_token_ids),
-            "stop_token_ids must hold token ids",
+            isinstance(self.stop, tuple | list)
+            and all(isinstance(text, str) and text for text in self.stop),
+            "stop must be a tuple of texts, none of them empty",
+            self.stop,
+        )
+        _require(
+            isinstance(self.stop_token_ids, tuple | list)
+            and all(map(_is_count, self.stop_token_ids)),
+            "stop_token_ids must be a tuple of token ids",
             self.stop_token_ids,
         )
         _require(
-            0 <= self.min_tokens <= self.max_tokens,
+            _is_count(self.min_tokens) and self.min_tokens <= self.max_tokens,
             f"min_tokens must be in 0 .. max_tokens ({self.max_tokens})",
             self.min_tokens,
         )
@@ -111,6 +137,19 @@ class SamplingParams:
             self.acceptance in get_args(Acceptance),
             f"acceptance must be one of {', '.join(get_args(Acceptance))}",
             self.acceptance,
+        )
+        _require(
+            isinstance(self.ignore_eos, bool), "ignore_eos must be True or False", self.ignore_eos
+        )
+        _require(
+            self.speculative is None or isinstance(self.speculative, bool),
+            "speculative must be True, False or None",
+            self.speculative,
+        )
+        _require(
+            self.constraint is None or isinstance(self.constraint, ConstraintSpec),
+            "constraint must be a ConstraintSpec or None",
+            self.constraint,
         )
 
     @property
@@ -137,6 +176,18 @@ class SamplingParams:
         )
 
 
+def _is_number(value: Any) -> bool:
+    """Whether it is a finite one."""
+    real = isinstance(value, Real) and not isinstance(value, bool)
+    return real and bool(abs(value) < math.inf)
+
+
+def _is_count(value: Any) -> bool:
+    """Whether it is a whole number from 0 on."""
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    return whole and bool(value >= 0)
+
+
 def _require(holds: bool, expectation: str, came: object) -> None:
     if not holds:
-        raise ValueError(f"SamplingParams: {expectation}; got {came}")
+        raise ValueError(f"SamplingParams: {expectation}; got {came!r}")

@@ -221,22 +221,22 @@ def check_prompt(model: PagedModel, prompt_ids: Sequence[int], max_tokens: int) 
     """Raise ValueError unless the prompt is non-empty, in the vocabulary, and leaves room."""
     length = len(prompt_ids)
     if length == 0:
-        raise ValueError("decode: the prompt has no tokens; start it with the bos token")
+        raise ValueError("the prompt has no tokens; start it with the bos token")
     for position, token in enumerate(prompt_ids):
         if not 0 <= token < model.vocab_size:
             raise ValueError(
-                f"decode: token id {token} at position {position} is outside the vocabulary "
+                f"token id {token} at position {position} is outside the vocabulary "
                 f"0 .. {model.vocab_size - 1}; does the tokenizer belong to this model?"
             )
     room = model.max_position - length
     if room < 1:
         raise ValueError(
-            f"decode: the prompt has {length} tokens, but the model takes at most "
+            f"the prompt has {length} tokens, but the model takes at most "
             f"{model.max_position} positions, of which one must be left; shorten the prompt"
         )
     if max_tokens > room:
         raise ValueError(
-            f"decode: {length} prompt tokens plus max_tokens {max_tokens} exceed the model's "
+            f"{length} prompt tokens plus max_tokens {max_tokens} exceed the model's "
             f"{model.max_position} positions; ask for at most {room} tokens"
         )
 
