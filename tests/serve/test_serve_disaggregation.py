@@ -216,8 +216,8 @@ def test_a_prefill_that_dies_too_often_ends_the_request_with_a_sentence(markov) 
     divided = Disaggregated(engine, prefill, retries=1)
     divided.add(Request(request_id="a", prompt_ids=(1, 2, 3), params=SamplingParams()))
     (delta,) = run(divided)["a"]
-    assert delta.finish_reason == "error"
-    assert (delta.error, delta.lost) == ("the prompt could not be computed: it was told to", True)
+    assert (delta.finish_reason, delta.fault) == ("error", "process")
+    assert delta.error == "the prompt could not be computed: it was told to"
     assert nothing_held(engine, prefill.node.engine)
     divided.add(Request(request_id="b", prompt_ids=(1, 2, 3), params=SamplingParams()))
     assert run(divided)["b"][-1].finish_reason == "length"

@@ -76,6 +76,8 @@ def test_a_bias_and_a_penalty_are_felt(markov):
 class Alternating:
     """Tokens must alternate between odd and even, five of them."""
 
+    failure: str | None = None
+
     def __init__(self, spec: ConstraintSpec) -> None:
         self.tokens: list[int] = []
 
@@ -114,6 +116,49 @@ def test_a_constraint_is_kept_with_drafts_and_without(markov, temperature):
     assert [token % 2 for token in texts[0][:5]] == [0, 1, 0, 1, 0]
     assert texts[0][5:] == [0]
     assert texts[1] == texts[2] == texts[0]
+
+
+class GivesUp(Alternating):
+    """Cannot go on after two tokens: it notices when it takes the third, or is asked what follows."""
+
+    taking = False
+
+    def mask(self, drafts):
+        if not self.taking and len(self.tokens) >= 2:
+            self.failure = "it is too long"
+            return np.ones((len(drafts) + 1, VOCAB), dtype=bool)
+        return super().mask(drafts)
+
+    def advance(self, tokens):
+        if self.failure is None:
+            super().advance(tokens)
+            if self.taking and len(self.tokens) > 2:
+                self.failure = "it is too long"
+
+
+@pytest.mark.parametrize("taking", [False, True])
+@pytest.mark.parametrize("drafts", [0, 1, 3])
+def test_a_form_that_cannot_be_kept_to_ends_its_own_request_alone(markov, drafts, taking):
+    model = markov(quality=1.0)
+    model.eos_token_id = 0
+    config = EngineConfig(num_drafts=drafts)
+    forms = {"(x)": Alternating, "(y)": type("Form", (GivesUp,), {"taking": taking})}
+    engine = Engine(model, None, config, constraints=lambda spec: forms[spec.regex](spec))
+    for regex in forms:
+        params = SamplingParams(max_tokens=9, constraint=ConstraintSpec(regex=regex))
+        engine.add(Request(request_id=regex, prompt_ids=(1,), params=params))
+    last = {}
+    while engine.has_work:
+        last |= {delta.request_id: delta for delta in engine.step()}
+    assert last["(x)"].finish_reason == "stop"
+    failed = last["(y)"]
+    assert (failed.finish_reason, failed.error, failed.fault) == (
+        "error",
+        "it is too long",
+        "request",
+    )
+    engine.check_integrity()
+    assert engine.stats().pages_used == 0
 
 
 def test_a_constraint_without_someone_to_check_it_is_refused(markov):

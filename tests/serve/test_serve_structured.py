@@ -256,6 +256,37 @@ def test_a_form_without_a_text_is_refused(compiler: ConstraintCompiler) -> None:
         compiler(ConstraintSpec(regex="[a&&b]"))
 
 
+ENDLESS = {"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}
+
+
+def test_a_schema_that_must_contain_itself_is_refused(compiler: ConstraintCompiler) -> None:
+    with pytest.raises(ValueError, match=r"^json_schema cannot be honoured: .* never done$"):
+        compiler(ConstraintSpec(json_schema=json.dumps(ENDLESS)))
+
+
+@pytest.mark.parametrize("drafts", [0, 1])
+def test_a_form_that_becomes_endless_on_the_way_fails_without_an_exception(
+    compiler: ConstraintCompiler, drafts: int
+) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"n": {"enum": [1, 2]}, "a": {"$ref": "#/$defs/endless"}},
+        "required": ["n", "a"],
+        "$defs": {"endless": ENDLESS | {"properties": {"a": {"$ref": "#/$defs/endless"}}}},
+    }
+    constraint = compiler(ConstraintSpec(json_schema=json.dumps(schema)))
+    while constraint.failure is None:
+        allowed = np.flatnonzero(constraint.mask([])[0])
+        constraint.redraft([int(allowed[0])] * drafts)
+        constraint.mask([int(allowed[0])] * drafts)
+        constraint.advance([int(allowed[0])])
+    assert "held to its form no longer" in constraint.failure
+    assert "\n" not in constraint.failure
+    assert constraint.mask([5]).all()
+    assert constraint.redraft([5]) == []
+    constraint.advance([5])
+
+
 def test_without_llguidance_a_sentence_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -63,7 +63,7 @@ def same(one: Message | None, two: Message) -> bool:
         piece(3, torch.float64),
         HANDOVER,
         Handover(request_id="a", token=Token(id=1)),
-        Failed(request_id="a", error="it is so"),
+        Failed(request_id="a", error="it is so", fault="request"),
     ],
     ids=lambda message: type(message).__name__,
 )

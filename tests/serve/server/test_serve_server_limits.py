@@ -223,24 +223,25 @@ def test_an_engine_that_dies_is_a_503_or_an_event_in_a_stream_that_has_begun(ask
     ask(scenario)
 
 
+FAULTS = {
+    "model": (500, "server_error", "engine_error"),
+    "request": (400, "invalid_request_error", "invalid_value"),
+    "process": (503, "service_unavailable_error", "prefill_died"),
+}
+
+
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("lost", [False, True])
-def test_a_prompt_that_was_lost_may_be_sent_again_and_another_error_may_not(
-    ask: Ask, stream: bool, lost: bool
+@pytest.mark.parametrize("fault", list(FAULTS))
+def test_an_error_says_who_is_at_fault_and_whether_to_come_again(
+    ask: Ask, stream: bool, fault: Any
 ) -> None:
     async def scenario(server: Any) -> None:
-        server.engine.error = Delta(
-            request_id="x", finish_reason="error", error="prefill died", lost=lost
-        )
+        server.engine.error = Delta(request_id="x", finish_reason="error", error="no", fault=fault)
         answer = await server.post(PATH, BODY | {"stream": stream})
         told = answer.json()["error"]
-        if lost:
-            assert (answer.status_code, told["code"]) == (503, "prefill_died")
-            assert told["type"] == "service_unavailable_error"
-            assert told["message"] == "prefill died; try again"
-        else:
-            assert (answer.status_code, told["code"]) == (500, "engine_error")
-        assert ("retry-after" in answer.headers) == lost
+        assert (answer.status_code, told["type"], told["code"]) == FAULTS[fault]
+        assert told["message"] == ("no; try again" if fault == "process" else "no")
+        assert ("retry-after" in answer.headers) == (fault == "process")
         assert server.service.gate.inside == 0
 
     ask(scenario)

@@ -69,6 +69,11 @@ class Constraint(Protocol):
         ...
 
     @property
+    def failure(self) -> str | None:
+        """Why the text can be held to its form no longer, in one sentence; None while it can."""
+        ...
+
+    @property
     def finished(self) -> bool:
         """Whether the text is complete and nothing but its end may follow."""
         ...

@@ -105,6 +105,8 @@ class Engine:
         latents of all tokens but the last.
         """
         self._counts["tokens"] += len(sequence.text)
+        if sequence.finish_reason == "error":
+            return [self._fail(sequence)]
         sequence.commit(self.pages)
         delta = sequence.delta()
         if sequence.finish_reason is None:
@@ -223,6 +225,8 @@ class Engine:
             fed = len(sequence.tokens)
             taken = sequence.append(list(judged.tokens))
             self._counts["tokens"] += taken
+            if sequence.finish_reason == "error":
+                return [self._fail(sequence)]
             self._policy.judged(min(judged.drafted, taken), judged.accepted)
             if sequence.pages:  # else they were taken back meanwhile, and it begins again
                 sequence.computed = fed + min(judged.accepted, taken - 1)
@@ -251,9 +255,16 @@ class Engine:
         return deltas
 
     def _fail(self, sequence: Sequence) -> Delta:
+        """End it: its form can be kept to no longer, or nothing can be chosen."""
         sequence.finish_reason = "error"
         self._end(sequence)
-        return Delta(request_id=sequence.request.request_id, finish_reason="error", error=NO_CHOICE)
+        failure = None if sequence.constraint is None else sequence.constraint.failure
+        return Delta(
+            request_id=sequence.request.request_id,
+            finish_reason="error",
+            error=failure or NO_CHOICE,
+            fault="model" if failure is None else "request",
+        )
 
     def _end(self, sequence: Sequence) -> None:
         self._scheduler.drop(sequence)

@@ -59,8 +59,8 @@ def complete(
     observe is told what each has gained, as it comes: for progress, or to stream.
 
     Raises ValueError as `Engine.add`, by the request's id and before anything is computed, and
-    RuntimeError when the model's logits are no numbers. Whatever ends it, no request is left in
-    the engine.
+    RuntimeError when the model's logits are no numbers, or a form cannot be kept to. Whatever ends
+    it, no request is left in the engine.
     """
     deltas: dict[str, list[Delta]] = {}
     try:
@@ -115,7 +115,8 @@ class LLM:
                  request_id of choice c of prompt i is "i.c"
 
         Raises ValueError as `Engine.add`, before anything is computed, and RuntimeError when the
-        model's logits are no numbers. After an interrupt it can be called again.
+        model's logits are no numbers, or a form cannot be kept to. After an interrupt it can be
+        called again.
         """
         asked = _listed(prompts)
         each = _each(params, len(asked))

@@ -1,8 +1,11 @@
 """What goes into the engine and what comes out of it; both can be pickled."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from longcat.serve.params import SamplingParams
+
+Fault = Literal["model", "request", "process"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +72,9 @@ class Delta:
     prompt_logprobs  in the first delta, where they were asked for: one per prompt token
     cached_tokens    in the first delta: prompt tokens whose latents were in the prefix cache
     error            one sentence, with finish_reason "error"
-    lost             with an error: whoever computed it died, and it may go well another time
+    fault            with an error, what is at fault: the "model", whose logits are no numbers; the
+                     "request", which wants a form that cannot be kept to; or a "process", which
+                     died, so that another time it may go well
     """
 
     request_id: str
@@ -80,4 +85,4 @@ class Delta:
     prompt_logprobs: tuple[PromptToken, ...] | None = None
     cached_tokens: int = 0
     error: str | None = None
-    lost: bool = False
+    fault: Fault = "model"

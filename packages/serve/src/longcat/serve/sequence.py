@@ -119,8 +119,12 @@ class Sequence:
         """Take a run of tokens up to whatever ends the sequence -> how many were taken."""
         for count, token in enumerate(run, start=1):
             self.tokens.append(token.id)
-            if self.constraint is not None and token.id != self._eos:
-                self.constraint.advance([token.id])
+            if self.constraint is not None:
+                if token.id != self._eos:
+                    self.constraint.advance([token.id])
+                if self.constraint.failure is not None:
+                    self.finish_reason = "error"
+                    return count
             long_enough = len(self.tokens) - self.prompt_length > self.params.min_tokens
             stopped = self._show(token, long_enough)
             if stopped:

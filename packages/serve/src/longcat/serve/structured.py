@@ -81,8 +81,11 @@ class ConstraintCompiler:
         if start is None:
             start = _matcher()(self._tokenizer, _grammar(spec), log_level=0)
             start.compute_bitmask()  # some impossible forms are found out only here
-            if start.is_error():
-                raise _refused(spec, start.get_error())
+            probe = start.deep_copy()  # and some when what they make certain is gone through
+            for token in probe.compute_ff_tokens()[:1]:
+                probe.consume_token(token)
+            if probe.is_error():
+                raise _refused(spec, probe.get_error())
         self._compiled[spec] = start
         if len(self._compiled) > _KEPT:
             self._compiled.popitem(last=False)
@@ -90,33 +93,36 @@ class ConstraintCompiler:
 
 
 class TextConstraint:
-    """One text under way; see `longcat.serve.constraint.Constraint`."""
+    """One text under way; see `longcat.serve.constraint.Constraint`.
+
+    Attributes: failure (why the text can be held to its form no longer, or None).
+    """
 
     def __init__(self, matcher: "LLMatcher", vocab_size: int, eos_token_id: int | None) -> None:
         self._matcher = matcher
         self._vocab_size = vocab_size
         self._eos = eos_token_id
         self._ended = False
+        self.failure: str | None = None
 
     def mask(self, drafts: Sequence[int] = ()) -> NDArray[np.bool_]:
         """Allowed tokens [g+1, V]: row i after the text so far and drafts[:i].
 
         The end-of-sequence token is allowed where the text may end. Behind a draft that is not
-        allowed, or that ends the text, rows are all true: nothing there will be kept.
+        allowed, or that ends the text, rows are all true: nothing there will be kept. So they are
+        where the text can be held to its form no longer.
         """
         allowed = np.ones((len(drafts) + 1, self._vocab_size), dtype=np.bool_)
-        taken = 0
+        matcher = self._matcher
         for row, draft in zip(allowed, (*drafts, None), strict=True):
-            following = self._following()
-            if not following.any():  # complete, in a vocabulary without an end of sequence
+            following = self._following(matcher)
+            if not following.any():  # failed; or complete, without an end of sequence
                 break
             row[:] = following
             if draft is None or draft == self._eos or not following[draft]:
                 break
-            self._matcher.consume_token(draft)
-            taken += 1
-        if taken:
-            self._matcher.rollback(taken)
+            matcher = matcher.deep_copy()
+            matcher.consume_token(draft)
         return allowed
 
     def redraft(self, drafts: Sequence[int]) -> list[int]:
@@ -125,46 +131,58 @@ class TextConstraint:
         They end before one that is not allowed.
         """
         better: list[int] = []
+        matcher = self._matcher
         for draft in drafts:
-            following = np.flatnonzero(self._following())
+            following = np.flatnonzero(self._following(matcher))
             token = int(following[0]) if len(following) == 1 else draft
             if token not in following:
                 break
             better.append(token)
             if token == self._eos:
                 break
-            self._matcher.consume_token(token)
-        taken = sum(token != self._eos for token in better)
-        if taken:
-            self._matcher.rollback(taken)
+            matcher = matcher.deep_copy()
+            matcher.consume_token(token)
         return better
 
     def advance(self, tokens: Sequence[int]) -> None:
         """Take these tokens into the text.
 
-        Raises ValueError for a token that is not allowed where it stands.
+        Nothing is taken where the text can be held to its form no longer. Raises ValueError for a
+        token that is not allowed where it stands.
         """
         for token in tokens:
+            if self.failure is not None:
+                return
             # The end is ours to note: llguidance does not always count it, and could not go back.
             if not self._ended and token == self._eos and self._matcher.is_accepting():
                 self._ended = True
-            elif self._ended or token == self._eos or not self._matcher.consume_token(token):
+            elif self._ended or token == self._eos or not self._matcher.validate_tokens([token]):
                 raise ValueError(
                     f"constraint: token {token} was not allowed there, so the text no longer has "
                     "the form asked for"
                 )
+            else:
+                self._matcher.consume_token(token)
+                self._note_failure()
 
     @property
     def finished(self) -> bool:
         """Whether the text is complete and nothing but its end may follow."""
         return self._ended or bool(self._matcher.is_stopped())
 
-    def _following(self) -> NDArray[np.bool_]:
-        """The tokens [V] that may come next."""
-        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
-        if self._matcher.is_error():
-            raise ValueError(f"constraint: {_sentence(self._matcher.get_error())}")
+    def _following(self, matcher: "LLMatcher") -> NDArray[np.bool_]:
+        """The tokens [V] that may come next; none where llguidance has given up."""
+        bits = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
+        self._note_failure()
+        if matcher.is_error():
+            return np.zeros(self._vocab_size, dtype=np.bool_)
         return np.unpackbits(bits, bitorder="little", count=self._vocab_size).view(np.bool_)
+
+    def _note_failure(self) -> None:
+        """llguidance has limits, which a form may meet on its way."""
+        if self._matcher.is_error() and self.failure is None:
+            reason = _sentence(self._matcher.get_error())
+            self.failure = f"the text can be held to its form no longer: {reason}"
 
 
 def _grammar(spec: ConstraintSpec) -> str:
@@ -200,6 +218,11 @@ def _sentence(reason: str) -> str:
     """The gist of an error of llguidance, which draws pictures and prints its state."""
     if reason.startswith("NoExtension"):
         return "no text has this form"
+    if "Too many items" in reason:
+        return (
+            "what it makes certain is too long; a schema that must contain itself, for one, is "
+            "never done"
+        )
     lines = [line.strip() for line in reason.partition("\n<state>")[0].splitlines()]
     gist = next((line for line in lines if line.startswith("error: ")), lines[0] if lines else "")
     return gist.removeprefix("error: ")

@@ -9,7 +9,7 @@ import torch
 from longcat.serve.disaggregation.messages import Handover, Message, Piece
 from longcat.serve.disaggregation.transport import Broken
 from longcat.serve.engine import Engine
-from longcat.serve.request import Delta, Request
+from longcat.serve.request import Delta, Fault, Request
 from longcat.serve.sequence import Sequence
 
 
@@ -98,7 +98,7 @@ class DecodeNode:
             return []
         if isinstance(message, Handover):
             return self._start(transfer, message)
-        return [self._fail(message.request_id, message.error)]
+        return [self._fail(message.request_id, message.error, message.fault)]
 
     def _store(self, transfer: _Transfer, piece: Piece) -> None:
         sequence, latents = transfer.sequence, self.engine.latents
@@ -138,7 +138,7 @@ class DecodeNode:
             request_id = sequence.request.request_id
             before = self._broken.get(request_id, 0)
             if before >= retries:
-                failed.append(self._fail(number, error, lost=True))
+                failed.append(self._fail(number, error, "process"))
                 continue
             self._broken[request_id] = before + 1
             del self._transfers[number]
@@ -157,10 +157,10 @@ class DecodeNode:
                 return number
         return None
 
-    def _fail(self, number: str, error: str, *, lost: bool = False) -> Delta:
+    def _fail(self, number: str, error: str, fault: Fault) -> Delta:
         request_id = self._forget(number)
         self.engine.abort(request_id)
-        return Delta(request_id=request_id, finish_reason="error", error=error, lost=lost)
+        return Delta(request_id=request_id, finish_reason="error", error=error, fault=fault)
 
     def _forget(self, number: str) -> str:
         request_id = self._transfers.pop(number).sequence.request.request_id

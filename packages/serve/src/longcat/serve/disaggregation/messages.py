@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longcat.serve.request import PromptToken, Token
+from longcat.serve.request import Fault, PromptToken, Token
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +40,11 @@ class Handover:
 
 @dataclass(frozen=True, kw_only=True)
 class Failed:
-    """Nothing more will come of this request; one sentence says why."""
+    """Nothing more will come of this request; one sentence says why, and `fault` is `Delta`'s."""
 
     request_id: str
     error: str
+    fault: Fault
 
 
 Message = Piece | Handover | Failed

@@ -71,7 +71,7 @@ class PrefillNode:
         try:
             self.engine.add(replace(request, params=params))
         except ValueError as error:
-            self._sender.send(Failed(request_id=request_id, error=str(error)))
+            self._sender.send(Failed(request_id=request_id, error=str(error), fault="request"))
             return
         self._orders[request_id] = _Order(skip=skip)
 
@@ -102,7 +102,7 @@ class PrefillNode:
         request_id = delta.request_id
         del self._orders[request_id]
         if delta.error is not None:
-            self._sender.send(Failed(request_id=request_id, error=delta.error))
+            self._sender.send(Failed(request_id=request_id, error=delta.error, fault=delta.fault))
             return
         drafts: tuple[int, ...] = ()
         draft_q = None

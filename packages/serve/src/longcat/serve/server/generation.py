@@ -43,9 +43,13 @@ async def generate(
 
 def _failure(delta: Delta) -> ApiError:
     said = delta.error or "the engine failed"
-    if delta.lost:
-        return ApiError(503, f"{said}; try again", code="prefill_died", retry_after=1)
-    return ApiError(500, said, code="engine_error")
+    match delta.fault:
+        case "request":
+            return ApiError(400, said, code="invalid_value")
+        case "process":
+            return ApiError(503, f"{said}; try again", code="prefill_died", retry_after=1)
+        case "model":
+            return ApiError(500, said, code="engine_error")
 
 
 async def whole(deltas: AsyncGenerator[list[Delta], None]) -> dict[str, Delta]:
