@@ -119,7 +119,7 @@ def test_a_constraint_is_kept_with_drafts_and_without(markov, temperature):
 
 
 class GivesUp(Alternating):
-    """Cannot go on after two tokens: it notices when it takes the third, or is asked what follows."""
+    """Gives up after two tokens: when it takes the third, or when it is asked what follows."""
 
     taking = False
 

@@ -26,14 +26,15 @@ async def refused(server: Any, path: str, status: int, param: str | None, **sent
 
 
 BAD_TEXT = [
-    ({"prompt": ""}, "prompt", "at least 1 character"),
+    ({"prompt": ""}, "prompt", "prompt: String should have at least 1 character; got ''"),
     ({"prompt": []}, "prompt", "at least 1 item"),
     ({"prompt": [[]]}, "prompt.0", "at least 1 item"),
     ({"prompt": ["a", ""]}, "prompt.1", "at least 1 character"),
     ({"prompt": [1, "a"]}, "prompt.0", ""),
     ({"prompt": [300]}, "prompt", "outside the vocabulary 0 .. 299"),
     ({"prompt": [[5], [5, 300]]}, "prompt.1", "outside the vocabulary"),
-    ({"prompt": [-1]}, "prompt.0", ""),
+    ({"prompt": [-1]}, "prompt.0", "prompt.0: Input should be greater than or equal to 0; got -1"),
+    ({"prompt": {"a": 1}}, "prompt", "valid string or Input should be a valid array; got an obj"),
     ({"prompt": [True]}, "prompt.0", ""),
     ({"prompt": None}, "prompt", "got null"),
     ({"prompt": "a" * 199}, "prompt", "has 200 tokens; this server takes at most 199"),
@@ -69,6 +70,11 @@ BAD_TEXT = [
     ({"suffix": "x"}, "suffix", "not supported by this server"),
     ({"colour": "red"}, "colour", "not a field"),
     ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x", "not a field"),
+    (
+        {"stream": True, "stream_options": {"include_obfuscation": True}},
+        "stream_options.include_obfuscation",
+        "not supported by this server",
+    ),
     ({"structured_outputs": {"regex": "a"}}, "structured_outputs.regex", "no structured output"),
     ({"structured_outputs": {}}, "structured_outputs", "exactly one"),
 ]
@@ -96,7 +102,7 @@ BAD_CHAT = [
         "",
     ),
     ({"messages": [{"role": "user", "content": "</longcat_s>"}]}, "messages", "keeps for itself"),
-    ({"messages": [{"role": "user", "content": "x", "name": "bob"}]}, "messages.0.name", ""),
+    ({"messages": [{"role": "user", "content": "x", "name": "bob"}]}, "messages.0.name", "not sup"),
     ({"top_logprobs": 2}, "top_logprobs", "needs logprobs"),
     ({"logprobs": 2}, "logprobs", "valid boolean"),
     ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens", "contradicts"),
@@ -141,6 +147,8 @@ def test_null_in_a_field_that_is_not_honoured_is_as_good_as_none(ask: Ask) -> No
         body = CHAT | {"store": False, "audio": None, "metadata": None, "service_tier": "auto"}
         assert (await server.post("/v1/chat/completions", body)).status_code == 200
         assert (await server.post("/v1/completions", TEXT | {"suffix": None})).status_code == 200
+        streamed = {"stream": True, "stream_options": {"include_obfuscation": False}}
+        assert (await server.post("/v1/completions", TEXT | streamed)).status_code == 200
 
     ask(scenario)
 
@@ -165,6 +173,39 @@ def test_what_is_no_json_is_a_400(ask: Ask, body: bytes) -> None:
             answer = await server.client.post(path, content=body)
             assert answer.status_code == 400, answer.text
             assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+    ask(scenario)
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        (b'{"model": "tiny", "prompt": "\xff"}', "prompt"),
+        (b'{"model": "tiny", "prompt": ["a", "\xc3"], "user": "\xff"}', "prompt.1"),
+        (
+            b'{"model": "tiny", "prompt": "a", "structured_outputs": {"regex": "\\ud800"}}',
+            "structured_outputs.regex",
+        ),
+        (b'"\xff"', None),
+    ],
+    ids=lambda value: repr(value)[:40],
+)
+def test_bytes_that_are_no_text_are_refused_by_the_field_that_holds_them(
+    ask: Ask, body: bytes, param: str | None
+) -> None:
+    async def scenario(server: Any) -> None:
+        message = await refused(server, "/v1/completions", 400, param, content=body)
+        assert message == f"{param or 'the body'} is no UTF-8 text"
+
+    ask(scenario)
+
+
+def test_a_field_that_is_missing_is_named(ask: Ask) -> None:
+    async def scenario(server: Any) -> None:
+        for path, body in (("/v1/completions", {"model": "tiny"}), ("/detokenize", {})):
+            name = "prompt" if path == "/v1/completions" else "tokens"
+            told = await refused(server, path, 400, name, json=body)
+            assert told == f"{name} is missing"
 
     ask(scenario)
 

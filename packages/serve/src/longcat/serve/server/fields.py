@@ -5,7 +5,8 @@ of the OpenAI API that this server does not honour is declared as `NotHonoured`:
 value pass, anything else is refused and never ignored.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -19,16 +20,9 @@ class Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
-class Unserved:
-    """Marks a field that is known and not honoured."""
-
-
-_UNSERVED = Unserved()
-NotHonoured = Annotated[
-    None, _UNSERVED, Field(description="Known and not honoured: null, or left out.")
-]
+NotHonoured = Annotated[None, Field(description="Known and not honoured: null, or left out.")]
 NeverTrue = Annotated[
-    Literal[False] | None, _UNSERVED, Field(description="Known and not honoured: false or null.")
+    Literal[False] | None, Field(description="Known and not honoured: false or null.")
 ]
 
 Text = Annotated[str, Field(min_length=1)]
@@ -47,10 +41,10 @@ def parse(model: type[Body], body: bytes) -> Body:
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
-        raise _refusal(model, error.errors(include_url=False)) from None
+        raise _refusal(error.errors(include_url=False), body) from None
 
 
-def _refusal(model: type[Strict], errors: Sequence[Any]) -> ApiError:
+def _refusal(errors: Sequence[Any], body: bytes) -> ApiError:
     """What to tell of the first fault; of a union's, the fault that lies deepest."""
     first = errors[0]
     same = [e for e in errors if e["loc"][:1] == first["loc"][:1]]
@@ -58,14 +52,16 @@ def _refusal(model: type[Strict], errors: Sequence[Any]) -> ApiError:
     path = _path(error["loc"])
     param = ".".join(map(str, path)) or None
     if error["type"] == "json_invalid":
-        return ApiError(
+        return _no_text(body) or ApiError(
             400, f"the body is not JSON: {error['ctx']['error']}", code="malformed_json"
         )
+    if error["type"] == "missing":
+        return ApiError(400, f"{param} is missing", param=param, code="missing_parameter")
     if error["type"] == "extra_forbidden":
         return ApiError(
             400, f"{param} is not a field of this request", param=param, code="unknown_parameter"
         )
-    if len(path) == 1 and _is_unserved(model, str(path[0])):
+    if _is_unserved(error):
         return ApiError(
             400,
             f"{param} is not supported by this server; leave it out",
@@ -75,14 +71,16 @@ def _refusal(model: type[Strict], errors: Sequence[Any]) -> ApiError:
     said = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error" and not path:  # a rule over several fields names them
         return ApiError(400, said, param=said.split()[0], code="invalid_value")
-    deepest = [e["msg"] for e in same if _path(e["loc"]) == path and e["type"] != "value_error"]
-    expected = " or ".join(dict.fromkeys(deepest))
+    deepest = [e for e in same if _path(e["loc"]) == path and e["type"] != "value_error"]
+    # Where the type is one of those that may stand here, only what is wrong with it matters.
+    deepest = [e for e in deepest if not e["type"].endswith("_type")] or deepest
+    expected = " or ".join(dict.fromkeys(e["msg"] for e in deepest))
     what = param or "the body"
     return ApiError(
         400,
         f"{what}: {expected or said}; got {_shown(error['input'])}",
         param=param,
-        code="missing_parameter" if error["type"] == "missing" else "invalid_value",
+        code="invalid_value",
     )
 
 
@@ -96,9 +94,37 @@ def _path(loc: Sequence[int | str]) -> list[int | str]:
     ]
 
 
-def _is_unserved(model: type[Strict], name: str) -> bool:
-    field = model.model_fields.get(name)
-    return field is not None and any(isinstance(m, Unserved) for m in field.metadata)
+def _is_unserved(error: Any) -> bool:
+    """Whether it says that `NotHonoured` was not null, or `NeverTrue` true."""
+    if error["type"] == "literal_error":
+        return str(error["ctx"]["expected"]) == "False"
+    return str(error["type"]) == "none_required"
+
+
+def _no_text(body: bytes) -> ApiError | None:
+    """What to tell of a body whose strings are no text: bytes that are no UTF-8, or half a pair of
+    surrogates; None for another one.
+    """
+    try:
+        said = json.loads(body.decode("utf-8", "surrogateescape"))
+    except (ValueError, RecursionError):
+        return None
+    path = next(_surrogates(said), None)
+    if path is None:
+        return None
+    param = ".".join(map(str, path)) or None
+    return ApiError(
+        400, f"{param or 'the body'} is no UTF-8 text", param=param, code="malformed_json"
+    )
+
+
+def _surrogates(said: Any) -> Iterator[tuple[int | str, ...]]:
+    """Where in a document there are strings with surrogates."""
+    if isinstance(said, str) and any("\ud800" <= letter <= "\udfff" for letter in said):
+        yield ()
+    members = enumerate(said) if isinstance(said, list) else ()
+    for name, value in said.items() if isinstance(said, dict) else members:
+        yield from ((name, *path) for path in _surrogates(value))
 
 
 def _shown(value: Any) -> str:

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from longcat.serve.constraint import ConstraintSpec
 from longcat.serve.params import SamplingParams
 from longcat.serve.server.errors import ApiError
-from longcat.serve.server.fields import Strict, Text, TokenId
+from longcat.serve.server.fields import NeverTrue, Strict, Text, TokenId
 
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 MAX_CHOICES = 128
@@ -19,6 +19,7 @@ class StreamOptions(Strict):
     """What a stream tells beside the text."""
 
     include_usage: bool | None = None
+    include_obfuscation: NeverTrue = None
     continuous_usage_stats: bool | None = Field(
         None, description="Extension: usage so far in every chunk."
     )
