@@ -13,14 +13,20 @@ def paged_mla(
 ) -> Tensor:
     """`mla_decode` over pages, see reference.py. -> [B, W, H, C]."""
     _, n_new, _, n_latent = q_latent.shape
-    latents = store[table.long()].flatten(1, 2)  # [B, n*P, C+R]
-    tokens = torch.arange(latents.shape[1], device=store.device)
+    n_batch, n_tokens, width = len(table), table.shape[1] * store.shape[1], store.shape[2]
+    if not n_tokens:
+        return torch.zeros_like(q_latent)
+    latents = store.index_select(0, table.reshape(-1)).view(n_batch, n_tokens, width)
+    tokens = torch.arange(n_tokens, device=store.device)
+    beyond = tokens >= lengths[:, None]
+    # A page may hold anything beyond the length, and 0 * NaN is NaN.
+    if store.device.type == "cpu":  # few rows; elsewhere counting them would make the host wait
+        places = beyond.flatten().nonzero().squeeze(1)
+        latents.view(-1, width).index_fill_(0, places, 0)
+    else:
+        latents.masked_fill_(beyond[..., None], 0)
     new = torch.arange(n_new, device=store.device)
     seen = lengths[:, None] - n_new + 1 + new  # [B, W]
     mask = tokens < seen[..., None]
-    # A page may hold anything beyond the length, and 0 * NaN is NaN.
-    latents = latents.masked_fill(~(tokens < lengths[:, None])[..., None], 0)
     latent, k_rope = latents[..., :n_latent], latents[..., n_latent:]
-    if not latents.shape[1]:
-        return torch.zeros_like(q_latent)
     return decode_eager.mla_decode(q_latent, q_rope, latent, k_rope, scale, mask)

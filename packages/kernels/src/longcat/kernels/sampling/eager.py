@@ -26,10 +26,11 @@ def verify(p: Tensor, q: Tensor, drafts: Tensor, chance: Tensor) -> tuple[Tensor
     of_p = p[:, :-1].gather(-1, drawn).squeeze(-1)
     of_q = q.gather(-1, drawn).squeeze(-1)
     accepted = (chance * of_q < of_p).long().cumprod(dim=1).sum(dim=1)
-    place = accepted[:, None, None].expand(-1, 1, p.shape[-1])
-    # Behind the last draft nothing is subtracted.
-    padded = torch.cat([q, torch.zeros_like(p[:, :1])], dim=1)
-    of_place = p.gather(1, place).squeeze(1)
-    left = (of_place - padded.gather(1, place).squeeze(1)).clamp(min=0)
-    left = torch.where(left.any(dim=-1, keepdim=True), left, of_place)
-    return accepted, left / left.sum(dim=-1, keepdim=True)
+    rows, n_drafts = torch.arange(len(p), device=p.device), drafts.shape[1]
+    rest = p[rows, accepted]
+    if n_drafts:
+        left = (rest - q[rows, accepted.clamp(max=n_drafts - 1)]).clamp_(min=0)
+        # Behind the last draft nothing is subtracted.
+        rejected = (accepted < n_drafts) & left.any(dim=-1)
+        rest = torch.where(rejected[:, None], left, rest)
+    return accepted, rest / rest.sum(dim=-1, keepdim=True)

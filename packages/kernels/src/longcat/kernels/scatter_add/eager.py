@@ -14,4 +14,4 @@ def scatter_add(values: Tensor, index: Tensor, size: int) -> Tensor:
     """
     wide = torch.float64 if values.dtype == torch.float64 else torch.float32
     out = torch.zeros(size, values.shape[1], dtype=wide, device=values.device)
-    return out.index_add(0, index, values.to(wide)).to(values.dtype)
+    return out.index_add_(0, index, values.to(wide)).to(values.dtype)
