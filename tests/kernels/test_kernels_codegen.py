@@ -17,8 +17,7 @@ pytest.importorskip("triton")
 
 CODEGEN = "longcat.kernels.proof.codegen"
 TABLE = Path(importlib.util.find_spec(CODEGEN).origin).with_name("generated_code.md")
-OPS = sorted(path.parent.name for path in TABLE.parent.parent.glob("*/triton_kernel.py"))
-SHARES = [tuple(OPS[start::2]) for start in range(2)]  # importing torch costs more than compiling
+SHARES = 4  # processes, each with every fourth configuration: importing torch costs as much as six
 
 
 def _compiling(*command):
@@ -31,9 +30,9 @@ def _compiling(*command):
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-@pytest.mark.parametrize("ops", SHARES, ids=" ".join)
-def test_the_machine_code_is_what_the_kernels_promise(ops):
-    compiled = _compiling("-m", CODEGEN, *ops)
+@pytest.mark.parametrize("share", range(SHARES))
+def test_the_machine_code_is_what_the_kernels_promise(share):
+    compiled = _compiling("-m", CODEGEN, "--share", f"{share}/{SHARES}")
     assert compiled
     assert not [breach for one in compiled for breach in one["breaches"]]
     version = importlib.metadata.version("triton")
@@ -45,19 +44,19 @@ def test_the_machine_code_is_what_the_kernels_promise(ops):
 
 
 MUTANTS = f"""
-import dataclasses, json
-from {CODEGEN} import compile_one, configurations
+import json
+from {CODEGEN} import compiled, configurations
 from dataclasses import asdict, replace
 swiglu = next(iter(configurations("swiglu")))
 linear = list(configurations("linear"))
 eight = next(one for one in linear if "swap 64x8" in one.name)
 sixteen = next(one for one in linear if "swap 64x16" in one.name)
-for mutant in (
+for one in compiled((
     replace(swiglu, needs=("HGMMA",), forbids=("LDG.E.128",), ptx=("multimem.st",)),
     replace(eight, needs=("HGMMA.64x8x16",), forbids=()),
     replace(sixteen, constants=sixteen.constants | {{"SWAP": False}}),
-):
-    print(json.dumps(asdict(compile_one(mutant))))
+)):
+    print(json.dumps(asdict(one)))
 """
 
 
@@ -74,3 +73,33 @@ def test_missing_and_forbidden_instructions_are_reported():
     # 16 tokens on the left do not fill the 64 rows of wgmma: the compiler falls back, silently.
     assert "HGMMA" in plain["breaches"][0]
     assert "HMMA" in plain["breaches"][1]
+
+
+COUNTS = f"""
+import json, re, subprocess, tempfile
+from collections import Counter
+from longcat.kernels.proof import machine_code
+from {CODEGEN} import ARCHITECTURE, OPS, _compile, configurations
+print(json.dumps([one.name for op in OPS for one in configurations(op)]))
+kernels = [_compile(one) for op in ("swiglu", "scatter_add") for one in configurations(op)]
+cubins = [kernel.asm["cubin"] for kernel in kernels]
+together = machine_code.instructions(cubins, ARCHITECTURE)
+for cubin, mine in zip(cubins, together):
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [machine_code.TOOLS / "cuobjdump", "--dump-sass", file.name]
+        listing = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    lines = re.findall(r"[*]/ +(?:@!?U?P[0-9T]+ +)?([A-Z][A-Z0-9_.x]*)[^;]*;", listing)
+    print(json.dumps([mine, Counter(lines)]))
+"""
+
+
+def test_the_table_names_every_configuration_and_code_read_in_one_piece_is_each_kernels_own():
+    names, *counted = _compiling("-c", COUNTS)
+    assert len(names) == len(set(names))
+    rows = [line.split("|")[1].strip() for line in TABLE.read_text().splitlines() if "|" in line]
+    assert rows[2:] == names  # below the head of the table
+    assert len(counted) == 3
+    assert all(together == alone for together, alone in counted)
+    assert counted[0] != counted[1]

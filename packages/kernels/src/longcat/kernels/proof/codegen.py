@@ -1,8 +1,9 @@
 """Compile every kernel configuration for sm_90a, without a GPU, and read what came out.
 
-`python -m longcat.kernels.proof.codegen OP...` prints one row per configuration as JSON lines,
-`--write FILE` writes the table of all ops instead: registers, stack, shared memory and the
-instructions that matter. The table is committed; its diff shows a change in generated code.
+`python -m longcat.kernels.proof.codegen OP...` prints one row per configuration as JSON lines;
+`--share 0/4` takes every fourth of them, for processes that share the work; `--write FILE` writes
+the table of all ops instead: registers, stack, shared memory and the instructions that matter. The
+table is committed; its diff shows a change in generated code.
 
 Kernels must be compiled in a process of their own, with TRITON_INTERPRET unset: Triton reads the
 variable when a kernel is defined.
@@ -14,18 +15,17 @@ import argparse
 import importlib
 import json
 import re
-import subprocess
-import tempfile
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.experimental.gluon._runtime import GluonASTSource
 
+from longcat.kernels.proof import machine_code
 from longcat.kernels.proof.configuration import Configuration
 
 OPS = tuple(
@@ -34,14 +34,12 @@ OPS = tuple(
 
 SHARED_LIMIT = 227 * 1024  # bytes a block may use on sm_90
 TARGET = GPUTarget("cuda", 90, 32)
-TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+ARCHITECTURE = f"SM{TARGET.arch}a"  # which the compiler makes of it
 
 # The instructions that the table counts: matrix products, memory, fences; the rest is arithmetic.
 _COUNTED = re.compile(
     r"^(HGMMA|QGMMA|HMMA|LDG(?!DEPBAR)|UTMALDG|STG|LDSM|LDL|STL|ATOM|RED(?!UX)|MEMBAR|CCTL)"
 )
-_SASS = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.x]*)", re.MULTILINE)
-_USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +60,27 @@ def configurations(op: str) -> Iterator[Configuration]:
     yield from module.configurations()
 
 
-def compile_one(configuration: Configuration) -> Compiled:
-    """Compile for sm_90a, disassemble, and compare with what the configuration demands."""
+def compiled(given: Sequence[Configuration]) -> list[Compiled]:
+    """Compile for sm_90a, disassemble, and compare with what each configuration demands."""
+    kernels = [_compile(configuration) for configuration in given]
+    counts = machine_code.instructions([kernel.asm["cubin"] for kernel in kernels], ARCHITECTURE)
+    made = []
+    for configuration, kernel, sass in zip(given, kernels, counts, strict=True):
+        registers, stack = machine_code.usage(kernel.asm["cubin"])
+        one = Compiled(
+            name=configuration.name,
+            registers=registers,
+            stack=stack,
+            shared=kernel.metadata.shared,
+            instructions={name: n for name, n in sorted(sass.items()) if _COUNTED.match(name)},
+            breaches=[],
+        )
+        one.breaches.extend(_breaches(configuration, one, kernel.asm["ptx"]))
+        made.append(one)
+    return made
+
+
+def _compile(configuration: Configuration) -> Any:
     source = (GluonASTSource if configuration.gluon else ASTSource)(
         configuration.kernel,
         signature=configuration.signature(),
@@ -71,67 +88,36 @@ def compile_one(configuration: Configuration) -> Compiled:
         attrs=configuration.attributes(),
     )
     options = {"num_warps": configuration.warps, "num_stages": configuration.stages}
-    kernel = triton.compile(source, target=TARGET, options=options)
-    registers, stack = _usage(kernel.asm["cubin"])
-    sass = Counter(_SASS.findall(_cuobjdump("--dump-sass", kernel.asm["cubin"])))
-    compiled = Compiled(
-        name=configuration.name,
-        registers=registers,
-        stack=stack,
-        shared=kernel.metadata.shared,
-        instructions={name: n for name, n in sorted(sass.items()) if _COUNTED.match(name)},
-        breaches=[],
-    )
-    compiled.breaches.extend(_breaches(configuration, compiled, kernel.asm["ptx"]))
-    return compiled
+    return triton.compile(source, target=TARGET, options=options)
 
 
-def _breaches(configuration: Configuration, compiled: Compiled, ptx: str) -> Iterator[str]:
+def _breaches(configuration: Configuration, one: Compiled, ptx: str) -> Iterator[str]:
     def present(instruction: str) -> bool:
-        return any(name.startswith(instruction) for name in compiled.instructions)
+        return any(name.startswith(instruction) for name in one.instructions)
 
     name = configuration.name
     for needed in configuration.needs:
         if not present(needed):
-            yield f"{name}: needs {needed}, has {', '.join(compiled.instructions)}"
+            yield f"{name}: needs {needed}, has {', '.join(one.instructions)}"
     for text in configuration.ptx:
         if text not in ptx:
             yield f"{name}: its PTX lacks {text}"
     for forbidden in (*configuration.forbids, *(() if configuration.stack else ("LDL", "STL"))):
         if present(forbidden):
             yield f"{name}: must not contain {forbidden}"
-    if compiled.stack > configuration.stack:
-        yield f"{name}: {compiled.stack} bytes of stack, at most {configuration.stack} allowed"
-    if compiled.shared > SHARED_LIMIT:
-        yield f"{name}: {compiled.shared} bytes of shared memory, a block has {SHARED_LIMIT}"
+    if one.stack > configuration.stack:
+        yield f"{name}: {one.stack} bytes of stack, at most {configuration.stack} allowed"
+    if one.shared > SHARED_LIMIT:
+        yield f"{name}: {one.shared} bytes of shared memory, a block has {SHARED_LIMIT}"
 
 
-def _cuobjdump(what: str, cubin: bytes) -> str:
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        command = [str(TOOLS / "cuobjdump"), what, file.name]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
-
-
-def _usage(cubin: bytes) -> tuple[int, int]:
-    """(registers, stack bytes) per thread."""
-    found = _USAGE.search(_cuobjdump("--dump-resource-usage", cubin))
-    if found is None:
-        raise RuntimeError("cuobjdump --dump-resource-usage: no line with REG and STACK found")
-    return int(found[1]), int(found[2])
-
-
-def row(compiled: Compiled) -> str:
+def row(one: Compiled) -> str:
     """One line of the table."""
-    counts = ", ".join(f"{name} {n}" for name, n in compiled.instructions.items())
-    return (
-        f"| {compiled.name} | {compiled.registers} | {compiled.stack} | {compiled.shared} "
-        f"| {counts} |"
-    )
+    counts = ", ".join(f"{name} {n}" for name, n in one.instructions.items())
+    return f"| {one.name} | {one.registers} | {one.stack} | {one.shared} | {counts} |"
 
 
-def table(compiled: list[Compiled]) -> str:
+def table(made: list[Compiled]) -> str:
     """The committed page."""
     head = [
         "# Generated code",
@@ -144,16 +130,19 @@ def table(compiled: list[Compiled]) -> str:
         "| configuration | registers | stack | shared | instructions |",
         "|---|---|---|---|---|",
     ]
-    return "\n".join([*head, *(row(one) for one in compiled), ""])
+    return "\n".join([*head, *(row(one) for one in made), ""])
 
 
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m longcat.kernels.proof.codegen")
     parser.add_argument("ops", nargs="*", help=f"of {', '.join(OPS)}; default: all of them")
+    parser.add_argument("--share", default="0/1", metavar="I/N", help="every Nth row, from the Ith")
     parser.add_argument("--write", type=Path, metavar="FILE", help="write the table to FILE")
     options = parser.parse_args()
-    made = [compile_one(c) for op in options.ops or OPS for c in configurations(op)]
+    first, step = map(int, options.share.split("/"))
+    given = [c for op in options.ops or OPS for c in configurations(op)]
+    made = compiled(given[first::step])
     if options.write:
         options.write.write_text(table(made))
         breaches = [breach for one in made for breach in one.breaches]
