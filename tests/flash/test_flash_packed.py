@@ -95,7 +95,6 @@ def test_a_packed_pass_gives_the_models_numbers(
 @torch.inference_mode()
 def test_so_do_few_tokens(tiny_config, random_model, parity_cases, case, tokens):
     model = random_model(tiny_config(**parity_cases[case])).eval()
-    assert tokens <= ffn.FEW
     results = []
     for form in (PackedModel(model), model):
         latents = Latents(form.latent_layout, 3, 4)
@@ -108,7 +107,37 @@ def test_so_do_few_tokens(tiny_config, random_model, parity_cases, case, tokens)
     assert apart(*results) < BOUNDS[torch.float32]
 
 
-def test_of_equal_scores_the_first_experts_are_chosen(monkeypatch):
+def _all_ones(chosen: list[list[int]], gates: list[list[float]]) -> dict:
+    return _BY_CHOICE(chosen, [[1.0] * len(row) for row in gates])
+
+
+_BY_CHOICE = ffn._by_choice
+
+
+@pytest.mark.parametrize("mutant", [None, _all_ones], ids=["as it is", "gates forgotten"])
+@pytest.mark.parametrize("tokens", [0, 1, 2, 9, 40])
+@pytest.mark.parametrize("case", ["base", "no identity experts", "identity experts only"])
+@torch.inference_mode()
+def test_few_slots_are_mixed_as_many_are(
+    tiny_config, random_model, parity_cases, monkeypatch, case, tokens, mutant
+):
+    model = random_model(tiny_config(**parity_cases[case]), dtype=torch.float64).eval()
+    mixture = ffn.PackedMixture(model.model.layers[0].mlp)
+    u = torch.randn(tokens, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    monkeypatch.setattr(ffn, "FEW", 0)
+    wanted = mixture(u)
+    monkeypatch.setattr(ffn, "FEW", 10**6)
+    if mutant is not None:
+        monkeypatch.setattr(ffn, "_by_choice", mutant)
+    found = mixture(u)
+    assert found.shape == wanted.shape
+    alike = torch.allclose(found, wanted, rtol=0, atol=1e-12 * float(wanted.abs().sum()))
+    assert alike == (mutant is None or not tokens)
+
+
+@pytest.mark.parametrize("few", [10**6, 0], ids=["few", "many"])
+def test_of_equal_scores_the_first_experts_are_chosen(monkeypatch, few):
+    monkeypatch.setattr(ffn, "FEW", few)
     values = torch.tensor([[0.1, 0.4, 0.2, 0.4, 0.2], [0.5, 0.4, 0.3, 0.2, 0.1]])
     for count in range(1, 6):
         assert torch.equal(ffn._highest(values, count), route.highest(values, count))
@@ -124,6 +153,20 @@ def test_angles_of_positions_never_met_are_those_of_the_first(tiny_config, rando
         used.at(torch.tensor([last]))
     x, positions = torch.randn(4, 2, 8), torch.tensor([0, 200, 3, 150])
     assert torch.equal(used.at(positions).turned(x), fresh.at(positions).turned(x))
+
+
+def test_a_matrix_turns_a_token_as_cosines_and_sines_do(tiny_config, random_model, monkeypatch):
+    mla = random_model(tiny_config()).double().model.layers[0].self_attn[0]
+    rotation = attention.Rotation(mla, torch.float64)
+    x, positions = torch.randn(4, 2, 8, dtype=torch.float64), torch.tensor([0, 200, 3, 150])
+    by_matrix = rotation.at(positions).turned(x)
+    monkeypatch.setattr(attention, "FEW_TOKENS", 0)
+    by_elements = rotation.at(positions).turned(x)
+    assert not torch.allclose(by_elements, x)
+    assert torch.allclose(by_matrix, by_elements, rtol=0, atol=1e-14)
+    monkeypatch.setattr(attention, "FEW_TOKENS", 4)
+    rotation._other.neg_()  # the other way round
+    assert not torch.allclose(rotation.at(positions).turned(x), by_elements)
 
 
 def test_in_bfloat16_it_is_as_near_to_float64_as_the_model(tiny_config, random_model):

@@ -6,7 +6,9 @@ agree to rounding, and tests hold them to it. What is here differs in this alone
   same rows are one product: q_a_proj with kv_a_proj_with_mqa, gate_proj with up_proj;
 - factors are folded away: alpha_q into the softmax's scale, alpha_kv into the latents' norm;
 - one pass is one straight sequence of operations on rows [T,D], and what depends on positions
-  alone is made once.
+  alone is made once;
+- few tokens get forms of fewer operations: RoPE as one product with small matrices, and slots that
+  Python brings to their experts.
 
 Decoding one sequence is reading weights and calling small operations; this does less of both.
 """

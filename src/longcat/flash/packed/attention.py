@@ -14,6 +14,7 @@ from longcat.kernels.linear import eager as linear
 from longcat.kernels.mla_prefill import eager as prefill
 
 FEW = 2**19  # multiply-adds below which even latents are turned into float32
+FEW_TOKENS = 16  # whose rotations are matrices: one small product in place of five operations
 
 
 class Rotation:
@@ -23,6 +24,8 @@ class Rotation:
         self._frequencies = mla.frequencies(torch.device("cpu")).to(wide)
         self._factor = mla.rope_factor
         self._table = self._computed(64)
+        self._same = torch.eye(mla.config.qk_rope_head_dim, dtype=wide)
+        self._other = self._same.roll(mla.config.qk_rope_head_dim // 2, dims=1)
 
     def at(self, positions: Tensor) -> "Places":
         """What depends on positions [T] alone."""
@@ -30,7 +33,8 @@ class Rotation:
         if behind > len(self._table):
             self._table = self._computed(2 * behind)
         cos, sin = self._table.index_select(0, positions).unbind(1)
-        return Places(cos, sin)
+        few = len(positions) <= FEW_TOKENS
+        return Places(cos, sin, self._matrices(cos, sin) if few else None)
 
     def _computed(self, count: int) -> Tensor:
         """[positions, cos and signed sin, 1, 2, R/2]."""
@@ -38,19 +42,27 @@ class Rotation:
         cos, sin = angles.cos() * self._factor, angles.sin() * self._factor
         return torch.stack([cos, cos, -sin, sin], dim=1).view(count, 2, 1, 2, -1)
 
+    def _matrices(self, cos: Tensor, sin: Tensor) -> Tensor:
+        """[T,R,R]: cosines where an output meets its own input, sines where it meets the other."""
+        same, other = self._same * cos.flatten(2), self._other * sin.flatten(2)
+        return same + other
+
 
 class Places:
-    """Where the tokens of one pass stand, for all its attentions: cos and sin [T,1,2,R/2]."""
+    """Where the tokens of one pass stand, for all its attentions: cos and sin [T,1,2,R/2], and the
+    same as matrices [T,R,R] where the tokens are few.
+    """
 
-    def __init__(self, cos: Tensor, sin: Tensor) -> None:
-        self._cos, self._sin = cos, sin
+    def __init__(self, cos: Tensor, sin: Tensor, matrices: Tensor | None = None) -> None:
+        self._cos, self._sin, self._matrices = cos, sin, matrices
         self._unseen: dict[int, Tensor] = {}
 
     def turned(self, x: Tensor) -> Tensor:
-        """x [T,H,R], its pairs apart (`_pairs_apart`), rotated -> [T,H,R]."""
+        """x [T,H,R], its pairs apart (`_pairs_apart`), rotated -> [T,H,R], in float32 or wider."""
+        if self._matrices is not None:
+            return torch.bmm(x.to(self._matrices.dtype), self._matrices)
         halves = x.unflatten(-1, (2, -1))
-        y = torch.addcmul(halves * self._cos, halves.flip(2), self._sin)
-        return y.flatten(2).to(x.dtype)
+        return torch.addcmul(halves * self._cos, halves.flip(2), self._sin).flatten(2)
 
     def unseen(self, group: Group, width: int, heads: int, dtype: torch.dtype) -> Tensor:
         """What is added to a group's scores [B,W*H,S]: minus infinity where nothing may be seen."""
@@ -73,10 +85,13 @@ class PackedAttention:
         rope = c.qk_rope_head_dim
         apart = _pairs_apart(1, c.q_lora_rank + c.kv_lora_rank + rope, rope)
         self._compress = joined(mla.q_a_proj, mla.kv_a_proj_with_mqa, order=apart)
-        self._compressed = [c.q_lora_rank, c.kv_lora_rank, c.qk_rope_head_dim]
+        self._compressed = [c.q_lora_rank, c.kv_lora_rank, rope]
         self._q_norm = Norm(mla.q_a_layernorm)
         self._kv_norm = Norm(mla.kv_a_layernorm, c.alpha_kv)
-        self._q = joined(mla.q_b_proj, order=_pairs_apart(c.num_heads, c.qk_head_dim, rope))
+        heads = _pairs_apart(c.num_heads, c.qk_head_dim, rope).view(c.num_heads, -1)
+        nope, turned = heads.split([c.qk_nope_head_dim, rope], dim=1)
+        self._q = joined(mla.q_b_proj, order=torch.cat([nope.flatten(), turned.flatten()]))
+        self._nope_rope = [nope.numel(), turned.numel()]
         self._out = joined(mla.o_proj)
         # As it is: the absorbed form reads it head by head, of a bfloat16 model in float32, whose
         # small products are done before bfloat16 ones have begun.
@@ -91,11 +106,11 @@ class PackedAttention:
         """x [T,D] -> [T,D]; the new latents are written to the cache first."""
         c = self._config
         q_a, kv_a, k_rope = self._compress(self._norm(x)).split(self._compressed, dim=-1)
-        q = self._q(self._q_norm(q_a)).view(-1, c.num_heads, c.qk_head_dim)
-        q_nope, q_rope = q.split([c.qk_nope_head_dim, c.qk_rope_head_dim], dim=-1)
-        turned = places.turned(torch.cat([q_rope, k_rope.unsqueeze(1)], dim=1))
-        q_rope, k_rope = turned[:, :-1], turned[:, -1]
-        cache.write(self._kv_norm(kv_a)[None], k_rope[None])
+        q_nope, q_rope = self._q(self._q_norm(q_a)).split(self._nope_rope, dim=-1)
+        q_nope = q_nope.view(-1, c.num_heads, c.qk_nope_head_dim)
+        rope = torch.cat([q_rope, k_rope], dim=-1).view(-1, c.num_heads + 1, c.qk_rope_head_dim)
+        q_rope, k_rope = places.turned(rope).split([c.num_heads, 1], dim=1)
+        cache.write(self._kv_norm(kv_a).unsqueeze(0), k_rope.transpose(0, 1))
         groups = cache.groups()
         if len(groups) == 1:
             return self._out.added_to(x, self._attended(q_nope, q_rope, groups[0], places))
@@ -113,19 +128,20 @@ class PackedAttention:
         return self._expanded(q_nope, q_rope, group)
 
     def _absorbed(self, q_nope: Tensor, q_rope: Tensor, group: Group, places: Places) -> Tensor:
-        c, latents, dtype, wide = self._config, group.latents, q_nope.dtype, self._w_uk.dtype
+        c, latents, wide = self._config, group.latents, self._w_uk.dtype
+        count, (batch, keys, _) = len(q_nope), latents.shape
         q = torch.bmm(q_nope.transpose(0, 1).to(wide), self._w_uk).transpose(0, 1)
-        q = torch.cat([q, q_rope], dim=-1).view(len(latents), -1, c.cache_numbers)
-        if q.numel() * latents.shape[1] < FEW:
-            latents = latents.to(wide)
-        else:
-            q = q.to(latents.dtype)
-        width = q.shape[1] // c.num_heads
-        unseen = places.unseen(group, width, c.num_heads, q.dtype)
+        q = torch.cat([q, q_rope], dim=-1).view(batch, -1, c.cache_numbers)
+        if latents.dtype != wide:
+            if count * c.num_heads * keys * c.cache_numbers < FEW:
+                latents = latents.to(wide)
+            else:
+                q = q.to(latents.dtype)
+        unseen = places.unseen(group, count // batch, c.num_heads, q.dtype)
         scores = torch.baddbmm(unseen, q, latents.mT, alpha=self._scale)
         found = torch.bmm(scores.softmax(dim=-1), latents[..., : c.kv_lora_rank])
         found = found.view(-1, c.num_heads, c.kv_lora_rank).transpose(0, 1).to(wide)
-        return torch.bmm(found, self._w_uv).transpose(0, 1).flatten(1).to(dtype)
+        return torch.bmm(found, self._w_uv).transpose(0, 1).flatten(1).to(q_nope.dtype)
 
     def _expanded(self, q_nope: Tensor, q_rope: Tensor, group: Group) -> Tensor:
         c, (batch, keys) = self._config, group.latents.shape[:2]
@@ -133,6 +149,7 @@ class PackedAttention:
         k_nope, v = kv.split([c.qk_nope_head_dim, c.v_head_dim], dim=-1)
         k_rope = group.k_rope.unsqueeze(2).expand(-1, -1, c.num_heads, -1)
         k = _head_by_head(k_nope, k_rope)
+        q_rope = q_rope.to(q_nope.dtype)
         q = _head_by_head(q_nope.unflatten(0, (batch, -1)), q_rope.unflatten(0, (batch, -1)))
         found = prefill.mla_prefill(q, k, v, self._scale, group.mask)
         return found.flatten(0, 1).flatten(1)

@@ -4,6 +4,7 @@ Shapes: T tokens, D width, S = T*K slots, N FFN experts, E = N+Z, K top-k.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from longcat.kernels.route import eager as router
 from longcat.moe import DenseFFN, MoE
 from longcat.moe.mixture import Experts
 
-FEW = 4  # tokens, up to which an expert computes all of them as fast as its own
+FEW = 128  # slots, up to which Python sorts them faster than tensors do
 BLOCK = 32  # rows: oneDNN writes code for every number of rows that it has not met
 
 
@@ -46,26 +47,33 @@ class PackedMixture:
         scores = F.linear(u.to(self._classifier.dtype), self._classifier).softmax(dim=-1)
         chosen = _highest(scores + self._bias, self._config.top_k)
         gates = scores.gather(-1, chosen).mul_(self._config.routed_scaling_factor)
-        mix = self._mix_few if len(u) <= FEW else self._mix
+        mix = self._mix_few if chosen.numel() <= FEW else self._mix
         return mix(u, chosen, gates).to(u.dtype)
 
     def _mix_few(self, u: Tensor, chosen: Tensor, gates: Tensor) -> Tensor:
-        """Few tokens: each goes through every expert that one of them chose, which costs no more
-        than reading the expert, and nothing is sorted. Gates are 0 where it was not chosen.
+        """Few slots: sorted in Python, and summed by one product with the gates [T, S+T], which
+        has a column for each slot of an FFN expert and one for each token as it is.
         """
-        experts, weights = chosen.tolist(), gates.tolist()
-        used = sorted({e for row in experts for e in row if e < len(self._down)})
-        columns = {e: column for column, e in enumerate(used)}
-        given = [[0.0] * (len(used) + 1) for _ in experts]  # the last column: the token itself
-        for row, of_token, of_gates in zip(given, experts, weights, strict=True):
-            for e, gate in zip(of_token, of_gates, strict=True):
-                row[columns.get(e, -1)] += gate
+        count, slots = len(u), _by_choice(chosen.tolist(), gates.tolist())
+        own = [slots.pop(e) for e in sorted(slots) if e >= len(self._down)]
+        placed = [slot for expert in slots.values() for slot in expert]
+        width = len(placed) + count
+        given = [0.0] * (count * width)
+        for column, (token, gate) in enumerate(placed):
+            given[token * width + column] = gate
+        for token, gate in (slot for expert in own for slot in expert):
+            given[token * width + len(placed) + token] += gate
         found = [u]
-        if used:
-            inner = _swiglu(torch.cat([self._gate_up[e](u) for e in used])).split(len(u))
-            found = [self._down[e](rows) for e, rows in zip(used, inner, strict=True)] + found
-        by_token = torch.stack(found, dim=1).to(gates.dtype)  # [T, used + 1, D]
-        return torch.bmm(gates.new_tensor(given).unsqueeze(1), by_token).squeeze(1)
+        if slots:
+            counts = [len(expert) for expert in slots.values()]
+            rows = [u] * len(slots)
+            if count > 1:
+                order = torch.tensor([token for token, _ in placed])
+                rows = u.index_select(0, order).split(counts)
+            inner = torch.cat([self._gate_up[e](x) for e, x in zip(slots, rows, strict=True)])
+            inner = _swiglu(inner).split(counts)
+            found = [self._down[e](x) for e, x in zip(slots, inner, strict=True)] + found
+        return gates.new_tensor(given).view(count, width) @ torch.cat(found).to(gates.dtype)
 
     def _mix(self, u: Tensor, chosen: Tensor, gates: Tensor) -> Tensor:
         """Slots by expert; identity experts stand last, and return their rows as they are."""
@@ -93,10 +101,23 @@ def _swiglu(gate_up: Tensor) -> Tensor:
 
 def _highest(values: Tensor, count: int) -> Tensor:
     """`router.highest`: the lowest place first of equals, which torch.topk leaves open."""
-    found = values.topk(min(count + 1, values.shape[-1]), dim=-1)
-    if bool((found.values[:, 1:] == found.values[:, :-1]).any()):
-        return router.highest(values, count)
-    return found.indices[:, :count]
+    best, places = values.topk(min(count + 1, values.shape[-1]), dim=-1)
+    if best.numel() <= FEW:
+        equal = any(a == b for row in best.tolist() for a, b in pairwise(row))
+    else:
+        equal = bool((best[:, 1:] == best[:, :-1]).any())
+    return router.highest(values, count) if equal else places[:, :count]
+
+
+def _by_choice(
+    chosen: Sequence[Sequence[int]], gates: Sequence[Sequence[float]]
+) -> dict[int, list[tuple[int, float]]]:
+    """Of each expert, who chose it and with what gate."""
+    slots: dict[int, list[tuple[int, float]]] = {}
+    for token, pairs in enumerate(zip(chosen, gates, strict=True)):
+        for expert, gate in zip(*pairs, strict=True):
+            slots.setdefault(expert, []).append((token, gate))
+    return slots
 
 
 def _spans(counts: Sequence[int]) -> list[tuple[int, slice]]:

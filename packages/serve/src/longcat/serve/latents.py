@@ -90,25 +90,27 @@ class Layer:
         written: Callable[[Tensor, Tensor], None] | None = None,
     ) -> None:
         self._store = store
-        self._flat = store.flatten(0, 1)
+        self._width = store.shape[-1]
+        self._row = store.view(1, -1, self._width)
         self._ragged = ragged
         self._rank = latent_rank
         self._written = written
 
     def write(self, latent: Tensor, k_rope: Tensor) -> None:
         """Store latent [1,T,C] and k_rope [1,T,R]."""
-        both = torch.cat([latent[0], k_rope[0].to(latent.dtype)], dim=-1)
-        self._flat.index_copy_(0, self._ragged.slots, both)
+        both = torch.cat([latent, k_rope.to(latent.dtype)], dim=-1)
+        self._row.index_copy_(1, self._ragged.slots, both)
         if self._written is not None:
-            self._written(self._ragged.slots, both)
+            self._written(self._ragged.slots, both[0])
 
     def groups(self) -> list[Group]:
         """The latents that each rectangle may look at."""
         groups = []
         for r in self._ragged.rectangles:
             batch = r.table.shape[0]
-            pages = self._store.index_select(0, r.pages)
-            latents = pages.view(batch, -1, pages.shape[-1])[:, : r.length]
+            latents = self._store.index_select(0, r.pages).view(batch, -1, self._width)
+            if r.length is not None:
+                latents = latents[:, : r.length]
             groups.append(
                 Group(
                     tokens=slice(r.start, r.start + batch * r.width),
