@@ -123,8 +123,8 @@ def test_results_are_a_table_of_what_was_measured(
     (tmp_path / "bench/results").mkdir(parents=True)
     (tmp_path / "bench/results/kernels-cpu.json").write_text(json.dumps(result))
     shown = run_fence(fence, {}, page)
-    assert "- hardware: cores 2\n\n| op | shape | us |\n|---|---|---:|\n" in shown
-    assert "| route | 4\\|2 | 1,234 |\n| rope | 4 | 0.5 |\n" in shown
+    assert "    - hardware: cores 2\n\n| op | shape | us |\n|---|---|---:|\n" in shown
+    assert "| route | 4\\|2 | 1,234 |\n| rope | 4 | 0.500 |\n" in shown
 
 
 def test_pages_cite_the_report_and_public_code_only(page: Path) -> None:

@@ -22,7 +22,7 @@ FETCHED = re.compile(
     re.VERBOSE | re.IGNORECASE,
 )
 # Deliberate links, for the reader to click.
-LINKS = ("https://arxiv.org/abs/",)
+LINKS = ("https://arxiv.org/abs/", "https://github.com/guidance-ai/llguidance")
 
 
 def fetched(text: str) -> list[str]:
