@@ -82,10 +82,13 @@ bench: $(DEV)  ## measure kernels, training and serving on the CPU, the last two
 	@$(BIN)/longcat bench recompute
 	@$(BIN)/longcat bench serve
 
-bench-gpu: $(RUN)  ## the same on a CUDA device
+DEVICE ?= cuda
+bench-gpu: $(RUN)  ## time every kernel on a CUDA device (DEVICE=cpu: toy sizes, interpreted, not timed)
+ifeq ($(DEVICE),cuda)
 	@$(BIN)/longcat bench kernels --device cuda
-	@$(BIN)/longcat bench kernels --device cuda --decoding
-	@$(BIN)/longcat bench kernels --device cuda --training
+endif
+	@$(BIN)/longcat bench kernels --device $(DEVICE) --decoding $(if $(filter cpu,$(DEVICE)),--out build/bench)
+	@$(BIN)/longcat bench kernels --device $(DEVICE) --training $(if $(filter cpu,$(DEVICE)),--out build/bench)
 
 clean:  ## remove what was built and cached; keeps .venv/ and your runs/
 	@rm -rf site dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

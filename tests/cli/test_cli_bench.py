@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from longcat import kernels
 from longcat.cli import main
 from longcat.cli.benchmarks import timing
-from longcat.cli.benchmarks.kernels import table
+from longcat.cli.benchmarks.kernels import collectives, table
 from longcat.cli.benchmarks.kernels.case import Case, Sizes
 
 
@@ -38,6 +39,7 @@ def one_small_case(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(table, "cases", lambda device: iter([case]))
     limits = {"bytes/s": 1e9, "float32 flop/s": 1e12}
     monkeypatch.setattr(table, "limits", lambda device: limits)
+    monkeypatch.setattr(collectives, "rows", lambda rounds, limit: [])
 
 
 @pytest.mark.usefixtures("one_small_case")
@@ -137,6 +139,28 @@ def test_every_case_computes_the_same_in_each_of_its_forms() -> None:
 def _flat(made: object) -> list[torch.Tensor]:
     tensors = [made] if isinstance(made, torch.Tensor) else list(made)  # type: ignore[call-overload]
     return [tensor.detach().double() for tensor in tensors]
+
+
+def forms_on_a_rank() -> dict[str, list[torch.Tensor]]:
+    cases = collectives._cases(dist.get_rank())
+    return {op: [form().clone() for form in forms.values()] for op, forms in cases.items()}
+
+
+def test_every_form_of_a_collective_computes_the_same_up_to_roundings(ranks) -> None:
+    for made in ranks(2, __file__, "forms_on_a_rank"):
+        for op, (plain, *others) in made.items():
+            for other in others:
+                assert torch.allclose(plain.float(), other.float(), atol=0.04, rtol=2**-7), op
+        assert set(made) == {"all_reduce", "all_gather", "reduce_scatter"}
+
+
+@pytest.mark.slow
+def test_the_collectives_are_timed_between_processes() -> None:
+    rows = collectives.rows(3, {"bytes/s": 1e10})
+    assert {row["op"] for row in rows} == {
+        "multimem.all_reduce", "multimem.all_gather", "multimem.reduce_scatter",
+    }  # fmt: skip
+    assert all(row["us"] > 0 for row in rows)
 
 
 # Every operation of the package; the collectives need several processes, and are timed apart.

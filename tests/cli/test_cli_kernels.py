@@ -3,13 +3,16 @@
 import importlib.util
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from longcat.cli import demo, main
-from longcat.cli.benchmarks import decoding, graphs
+from longcat.cli.benchmarks import decoding, graphs, training
 from longcat.cli.demos.kernels import KernelsDemo, interpreter_runs
 
 with_triton = pytest.mark.skipif(
@@ -46,10 +49,13 @@ def test_useful_rows_are_counted_over_all_experts_that_were_chosen() -> None:
 
 
 TABLES = {
-    "decoding": {"linear", "experts", "paged_mla", "add_rmsnorm", "fused_route"},
+    "decoding": {
+        "linear", "experts", "paged_mla", "add_rmsnorm", "fused_route", "permute", "latent_write",
+        "keep_top", "verify", "fp8_linear", "quantise_rows",
+    },
     "training": {
-        "mla_prefill", "cross_entropy", "experts", "combine", "fused_route", "rope", "add_rmsnorm",
-        "hidden_z_loss", "adamw_step",
+        "mla_prefill", "cross_entropy", "experts", "combine", "permute", "fused_route",
+        "scatter_add", "rope", "rmsnorm", "add_rmsnorm", "swiglu", "hidden_z_loss", "adamw_step",
     },
 }  # fmt: skip
 
@@ -84,6 +90,83 @@ def test_a_kernel_that_differs_from_torch_ends_the_bench(monkeypatch: pytest.Mon
     wrong = graphs.Case(**{**vars(case), "ours": lambda i: 2 * case.theirs(i)})
     with pytest.raises(ValueError, match=r"bench: linear q_a at .* differs from torch by"):
         graphs.compared(wrong)
+
+
+@with_triton
+@pytest.mark.parametrize("table", [decoding, training], ids=["decoding", "training"])
+def test_a_row_compares_a_kernel_with_torch_and_not_torch_with_itself(
+    monkeypatch: pytest.MonkeyPatch, table: ModuleType
+) -> None:
+    from triton.runtime.interpreter import GridExecutor
+
+    launched: list[str] = []
+    launch = GridExecutor.__call__
+
+    def told(grid: GridExecutor, *arguments: object, **named: object) -> object:
+        launched.append(grid.fn.__name__)
+        return launch(grid, *arguments, **named)
+
+    monkeypatch.setattr(GridExecutor, "__call__", told)
+    for case in table.cases("cpu", toy=True):
+        launched.clear()
+        graphs.in_torch(case.theirs)(0)
+        assert not launched, case.op
+        case.ours(0)
+        assert launched, case.op
+
+
+class _Event:
+    """A CUDA event on a clock that the test sets."""
+
+    now = 0.0
+
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self) -> None:
+        self.at = _Event.now
+
+    def elapsed_time(self, end: "_Event") -> float:
+        return end.at - self.at
+
+
+def test_graphs_are_replayed_in_turns_and_the_first_turn_is_not_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "Event", _Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    order: list[str] = []
+
+    def walk(name: str, milliseconds: float) -> Callable[[], None]:
+        def run() -> None:
+            _Event.now += milliseconds + (1000 if len(order) < 2 else 0)
+            order.append(name)
+
+        return run
+
+    found = graphs._in_turns([walk("a", 4.0), walk("b", 2.0)], copies=2, rounds=3)
+    assert "".join(order) == "ab" * 4
+    assert found == [(pytest.approx(2e-3), 0.0), (pytest.approx(1e-3), 0.0)]
+
+
+@pytest.mark.parametrize("captured", [True, False])
+def test_a_row_holds_the_share_of_the_limit_and_torchs_time_over_ours(
+    monkeypatch: pytest.MonkeyPatch, captured: bool
+) -> None:
+    ways: list[str] = []
+    for way in ("_captured", "_launched"):
+        monkeypatch.setattr(graphs, way, lambda form, copies, way=way: ways.append(way))
+    monkeypatch.setattr(graphs, "_in_turns", lambda *_: [(2e-6, 0.1), (5e-6, 0.2)])
+    case = graphs.Case(
+        op="op", shape="1", ours=lambda i: i, theirs=lambda i: i, copies=1, bytes=3e6, flops=1e6,
+        captured=captured,
+    )  # fmt: skip
+    row = graphs.timed(case, {"bytes/s": 4e12, "flop/s": 1e15}, rounds=3)
+    assert ways == (["_captured"] if captured else ["_launched"]) * 2
+    assert row == {
+        "op": "op", "shape": "1", "us": 2.0, "spread_%": 10.0, "TFLOP/s": 0.5, "GB/s": 1500.0,
+        "%_of_limit": 37.5, "x_torch": 2.5,
+    }  # fmt: skip
 
 
 def test_weights_are_copied_until_no_cache_holds_them() -> None:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import longcat.kernels as kernels
-from longcat.cli.benchmarks.graphs import Case, Form, Maker, in_triton
+from longcat.cli.benchmarks import training_mixture
+from longcat.cli.benchmarks.graphs import Case, Maker, both_ways, in_triton
 
 HEADS, WIDTH, VALUES = 64, 192, 128
-VOCABULARY, MODEL, FFN = 131072, 6144, 2048
-N_FFN, IDENTITY, TOP_K = 512, 256, 12
-HELD = 64  # experts of one GPU, where 8 share them
+VOCABULARY, MODEL, DENSE = 131072, 6144, 12288
 
 
 def cases(device: str, *, toy: bool) -> Iterator[Case]:
@@ -24,42 +23,28 @@ def cases(device: str, *, toy: bool) -> Iterator[Case]:
         yield _attention(make, tokens)
     yield _cross_entropy(make, 5 if toy else 4096, in_place=False)
     yield _cross_entropy(make, 5 if toy else 4096, in_place=True)
-    yield _experts(make, 9 if toy else 8192)
     tokens = 5 if toy else 8192
-    yield _combine(make, tokens)
-    yield _route(make, tokens)
+    yield from training_mixture.cases(make, tokens)
     yield _rope(make, tokens)
-    yield _norm(make, tokens)
-    yield _z_loss(make, tokens)
+    yield from _elementwise(make, tokens)
     yield _adamw(make, 3 if toy else 16)
-
-
-def _both_ways(
-    function: Callable[..., Tensor | tuple[Tensor, ...]], operands: Sequence[Tensor]
-) -> tuple[Form, Form]:
-    """(by Triton, by torch): the outputs and the gradients of their sum."""
-
-    def run() -> object:
-        made = function(*operands)
-        outputs = [made] if isinstance(made, Tensor) else [out for out in made if out.requires_grad]
-        pulls = [torch.ones_like(out) for out in outputs]
-        return [*outputs, *torch.autograd.grad(outputs, operands, pulls)]
-
-    return lambda copy: in_triton(run), lambda copy: run()
 
 
 def _attention(make: Maker, tokens: int) -> Case:
     heads, width, values = (2, 24, 16) if make.toy else (HEADS, WIDTH, VALUES)
-    q, k = make.leaf(1, tokens, heads, width), make.leaf(1, tokens, heads, width)
-    v = make.leaf(1, tokens, heads, values)
+    copies = make.copies(2 * tokens * heads * (2 * width + values))
+    sets = [
+        [make.leaf(1, tokens, heads, size) for size in (width, width, values)]
+        for _ in range(copies)
+    ]
     scale = 4.0 * width**0.5  # the operands are divided by the root of their width
-    ours, theirs = _both_ways(lambda q, k, v: kernels.mla_prefill(q, k, v, scale), (q, k, v))
+    ours, theirs = both_ways(lambda q, k, v: kernels.mla_prefill(q, k, v, scale), sets)
     return Case(
         op="mla_prefill both ways",
         shape=f"T={tokens} H={heads} {width}|{values}",
         ours=ours,
         theirs=theirs,
-        copies=1,
+        copies=copies,
         bytes=2 * tokens * heads * (6 * width + 6 * values),
         flops=tokens**2 * heads * (4 * width + 3 * values),  # half of all pairs; 2 and 5 products
     )
@@ -78,77 +63,11 @@ def _cross_entropy(make: Maker, tokens: int, *, in_place: bool) -> Case:
     return Case(
         op=f"cross_entropy both ways{', in place' if in_place else ''}",
         shape=f"{tokens}x{vocabulary}",
-        ours=_both_ways(loss, [mine])[0],
-        theirs=_both_ways(loss, [other])[1],
-        copies=1,
+        ours=both_ways(loss, [[mine]])[0],
+        theirs=both_ways(loss, [[other]])[1],
+        copies=1,  # a gigabyte
         bytes=2 * 2 * tokens * vocabulary,
         flops=9 * tokens * vocabulary,
-    )
-
-
-def _experts(make: Maker, tokens: int) -> Case:
-    n_ffn, top_k = (4, 2) if make.toy else (HELD, TOP_K * HELD // (N_FFN + IDENTITY))
-    width, inner = make.width(MODEL), make.width(FFN)
-    indices = make(tokens, n_ffn).float().topk(top_k, dim=1).indices
-    x = make.leaf(tokens, width)
-    _, plan = kernels.permute(x.detach(), indices, n_ffn)
-    gate_up, down = make.leaf(n_ffn, 2 * inner, width), make.leaf(n_ffn, width, inner)
-    slots = tokens * top_k
-    ours, theirs = _both_ways(
-        lambda x, g, d: kernels.experts(x, g, d, plan.offsets, plan.tokens), (x, gate_up, down)
-    )
-    return Case(
-        op="experts both ways",
-        shape=f"{slots} rows, {n_ffn} experts, D={width} F={inner}",
-        ours=ours,
-        theirs=theirs,
-        copies=1,
-        bytes=2 * (3 * 3 * n_ffn * width * inner + 4 * slots * width),
-        flops=18 * slots * width * inner,
-    )
-
-
-def _routing(make: Maker, tokens: int) -> tuple[Tensor, int, int]:
-    n_ffn, experts, top_k = (4, 6, 3) if make.toy else (N_FFN, N_FFN + IDENTITY, TOP_K)
-    return 40 * make(tokens, experts).float(), n_ffn, top_k
-
-
-def _combine(make: Maker, tokens: int) -> Case:
-    logits, n_ffn, top_k = _routing(make, tokens)
-    _, indices, gates = kernels.route(logits, torch.zeros_like(logits[0]), top_k, 6.0)
-    x = make.leaf(tokens, make.width(MODEL))
-    rows, plan = kernels.permute(x.detach(), indices, n_ffn)
-    y, slots = rows.clone().requires_grad_(), int((indices < n_ffn).sum())
-    ours, theirs = _both_ways(
-        lambda y, g, x: kernels.combine(y, plan, g, indices, x, n_ffn),
-        (y, gates.detach().requires_grad_(), x),
-    )
-    return Case(
-        op="combine both ways",
-        shape=f"{slots} rows, {tokens}x{x.shape[1]}",
-        ours=ours,
-        theirs=theirs,
-        copies=1,
-        bytes=2 * (3 * slots + 5 * tokens) * x.shape[1],
-        flops=(6 * slots + 6 * tokens) * x.shape[1],
-    )
-
-
-def _route(make: Maker, tokens: int) -> Case:
-    logits, n_ffn, top_k = _routing(make, tokens)
-    bias = torch.zeros_like(logits[0])
-    ours, theirs = _both_ways(
-        lambda logits: kernels.fused_route(logits, bias, top_k, 6.0, n_ffn),
-        [logits.requires_grad_()],
-    )
-    return Case(
-        op="fused_route both ways",
-        shape=f"{tokens}x{logits.shape[1]} top {top_k}",
-        ours=ours,
-        theirs=theirs,
-        copies=1,
-        bytes=tokens * (20 * logits.shape[1] + 28 * top_k),
-        flops=tokens * logits.shape[1] * (9 + 3 * top_k),
     )
 
 
@@ -157,46 +76,49 @@ def _rope(make: Maker, tokens: int) -> Case:
     inv_freq, factor = kernels.rope_frequencies(width, 1e7)
     frequencies = torch.from_numpy(inv_freq).to(make.device)
     positions = torch.arange(tokens, device=make.device)[None]
-    x = make.leaf(1, tokens, heads, width)
-    ours, theirs = _both_ways(lambda x: kernels.rope(x, positions, frequencies, factor), [x])
+    numbers = tokens * heads * width
+    copies = make.copies(2 * numbers)
+    ours, theirs = both_ways(
+        lambda x: kernels.rope(x, positions, frequencies, factor),
+        [[make.leaf(1, tokens, heads, width)] for _ in range(copies)],
+    )
     return Case(
         op="rope both ways",
         shape=f"T={tokens} H={heads} R={width}",
         ours=ours,
         theirs=theirs,
-        copies=1,
-        bytes=2 * 4 * x.numel(),
-        flops=6 * x.numel(),
+        copies=copies,
+        bytes=2 * 4 * numbers,
+        flops=6 * numbers,
     )
 
 
-def _norm(make: Maker, tokens: int) -> Case:
-    width = make.width(MODEL)
-    operands = make.leaf(tokens, width), make.leaf(tokens, width), make.leaf(width)
-    ours, theirs = _both_ways(lambda x, r, w: kernels.add_rmsnorm(x, r, w, 1e-5), operands)
-    return Case(
-        op="add_rmsnorm both ways",
-        shape=f"{tokens}x{width}",
-        ours=ours,
-        theirs=theirs,
-        copies=1,
-        bytes=2 * 8 * tokens * width,
-        flops=27 * tokens * width,
-    )
+# (name, operation, rows it takes, weights it takes, numbers it moves a row, its arithmetic)
+Row = tuple[str, Callable[..., Tensor | tuple[Tensor, ...]], int, int, int, int]
+ELEMENTWISE: tuple[Row, ...] = (
+    ("rmsnorm", lambda x, w: kernels.rmsnorm(x, w, 1e-5), 1, 1, 5, 12),
+    ("add_rmsnorm", lambda x, r, w: kernels.add_rmsnorm(x, r, w, 1e-5), 2, 1, 8, 27),
+    ("swiglu", kernels.swiglu, 2, 0, 8, 15),
+    ("hidden_z_loss", lambda z: kernels.hidden_z_loss(z, 1.0), 1, 0, 3, 10),
+)
 
 
-def _z_loss(make: Maker, tokens: int) -> Case:
-    z = make.leaf(tokens, make.width(MODEL))
-    ours, theirs = _both_ways(lambda z: kernels.hidden_z_loss(z, 1.0), [z])
-    return Case(
-        op="hidden_z_loss both ways",
-        shape=f"{tokens}x{z.shape[1]}",
-        ours=ours,
-        theirs=theirs,
-        copies=1,
-        bytes=2 * 3 * z.numel(),
-        flops=10 * z.numel(),
-    )
+def _elementwise(make: Maker, tokens: int) -> Iterator[Case]:
+    for op, function, n_rows, n_weights, moved, flops in ELEMENTWISE:
+        width = make.width(DENSE if op == "swiglu" else MODEL)
+        copies = make.copies(2 * n_rows * tokens * width)
+        shapes = [(tokens, width)] * n_rows + [(width,)] * n_weights
+        sets = [[make.leaf(*shape) for shape in shapes] for _ in range(copies)]
+        ours, theirs = both_ways(function, sets)
+        yield Case(
+            op=f"{op} both ways",
+            shape=f"{tokens}x{width}",
+            ours=ours,
+            theirs=theirs,
+            copies=copies,
+            bytes=2 * moved * tokens * width,
+            flops=flops * tokens * width,
+        )
 
 
 def _adamw(make: Maker, tensors: int) -> Case:

@@ -16,7 +16,7 @@ import torch
 import longcat.kernels as kernels
 from longcat.cli.benchmarks import timing
 from longcat.cli.benchmarks.document import Clock, Columns, Row, rounded
-from longcat.cli.benchmarks.kernels import attention, dense, mixture, training
+from longcat.cli.benchmarks.kernels import attention, collectives, dense, mixture, training
 from longcat.cli.benchmarks.kernels.case import Call, Case, Maker, Sizes
 from longcat.flash.config import FlashConfig
 from longcat.train.allocator import keep_freed_memory
@@ -58,6 +58,9 @@ def document(device: str, rounds: int, say: Callable[[str], None]) -> dict[str, 
         for case in cases(device):
             rows += timed(case, limit, rounds, device)
             say(f"measured {case.op}, {case.shape}")
+        if device == "cpu":
+            rows += collectives.rows(rounds, limit)
+            say("measured the collectives between two processes")
     measure = "processor time of one thread" if device == "cpu" else "wall time"
     return clock.document(
         f"longcat bench kernels --device {device} --rounds {rounds}",
