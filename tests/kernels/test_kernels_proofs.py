@@ -1,0 +1,102 @@
+"""What holds for every op with a Triton kernel: right, written once, served when empty, bytes read.
+
+Other files go further into single ops. Memory around the operands that holds NaN is in
+test_kernels_faults.py, the instructions of the compiled kernels in test_kernels_codegen.py.
+"""
+
+import pytest
+import torch
+
+import longcat.kernels as kernels
+
+pytest.importorskip("triton")
+
+from longcat.kernels.proof.calls import CALLS
+
+pytestmark = pytest.mark.usefixtures("interpreter", "poisoned")
+
+KERNELS = [name for name, call in CALLS.items() if call.reads is not None]
+# Rows of the cache that no token goes to, and of slots that no FFN expert computes.
+PARTLY_WRITTEN = {("_latent_write", "store"), ("_invert", "rows_ptr")}
+
+
+def _probed(op, operands):
+    """(results, the probe) of the op's Triton kernels."""
+    from longcat.kernels.proof.probe import probed
+
+    with kernels.use_backend("triton"), probed(**operands) as probe:
+        made = CALLS[op](**operands)
+    assert probe.launches, "eager torch ran"
+    return made, probe
+
+
+def _excess(check, op, made):
+    """The largest error against the definition, in what the dtypes allow."""
+    with kernels.use_backend("numpy"):
+        want = CALLS[op](**CALLS[op].operands())
+    narrowest = max(
+        (t.dtype for t in CALLS[op].operands().values() if t.is_floating_point()),
+        key=lambda dtype: torch.finfo(dtype).eps,
+    )
+    # FP8 operands are exact; what is made of them is float32.
+    allowed = check.bound(torch.float32 if narrowest.itemsize == 1 else narrowest)
+    errors = [check.error(a.float(), b.float()) for a, b in zip(made, want, strict=True)]
+    return max(errors) / allowed
+
+
+@pytest.mark.parametrize("op", KERNELS)
+def test_every_kernel_agrees_with_the_definition_on_memory_that_held_nan(check, op):
+    made, _ = _probed(op, CALLS[op].operands())
+    assert _excess(check, op, made) <= 1
+
+
+@pytest.mark.parametrize("op", KERNELS)
+def test_every_kernel_writes_each_number_once_and_no_lane_strays(op):
+    _, probe = _probed(op, CALLS[op].operands())
+    written = 0
+    for launch in probe.launches:
+        for name, traffic in launch.traffic.items():
+            counts = traffic.written()
+            partly = (launch.kernel, name) in PARTLY_WRITTEN
+            if traffic.stored:
+                assert counts.max() == 1, f"{launch.kernel}: {name} twice"
+                assert partly or counts.min() == 1, f"{launch.kernel}: {name} not everywhere"
+            written += traffic.stored
+    assert written
+
+
+@pytest.mark.parametrize("op", KERNELS)
+def test_every_kernel_reads_as_many_bytes_of_each_operand_as_counted_on_paper(op):
+    operands = CALLS[op].operands()
+    _, probe = _probed(op, operands)
+    read = {name: probe.loaded(tensor) / tensor.nbytes for name, tensor in operands.items()}
+    assert read == pytest.approx(dict(CALLS[op].reads))
+
+
+@pytest.mark.parametrize("op", [name for name, call in CALLS.items() if call.rows])
+def test_no_tokens_at_all_are_served(op):
+    operands = CALLS[op].operands()
+    for name, dim in CALLS[op].rows.items():
+        operands[name] = operands[name].narrow(dim, 0, 0)
+    if op == "experts":
+        operands["offsets"] = torch.zeros_like(operands["offsets"])
+    with kernels.use_backend("triton"):
+        made = CALLS[op](**{name: tensor.clone() for name, tensor in operands.items()})
+    for mine, true in zip(made, CALLS[op](**operands), strict=True):
+        assert mine.shape == true.shape
+        assert mine.dtype == true.dtype
+        assert torch.equal(mine, true)
+
+
+def test_a_launch_that_reads_or_writes_too_much_and_a_wrong_number_are_caught(check, mutate):
+    from longcat.kernels.proof.probe import probed
+    from longcat.kernels.swiglu import triton_kernel
+
+    gate, up = CALLS["swiglu"].operands().values()
+    doubled = mutate(triton_kernel, "return rows.shape[0],", "return 2 * rows.shape[0] - 1,")
+    with probed() as probe, pytest.raises(Exception, match="outside every tensor"):
+        doubled.swiglu(gate, up)
+    wrong = mutate(triton_kernel, "out = gate * tl.sigmoid(gate) * up", "out = gate * up")
+    assert _excess(check, "swiglu", [triton_kernel.swiglu(gate, up)]) <= 1
+    assert _excess(check, "swiglu", [wrong.swiglu(gate, up)]) > 100
+    assert probe.launches[0]["gate_ptr"].loaded >= gate.nbytes
