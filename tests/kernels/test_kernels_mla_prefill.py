@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from longcat.kernels import mla_prefill, use_backend
-from longcat.kernels.mla_prefill import eager, reference
+from longcat.kernels import mla_prefill, onednn, use_backend
+from longcat.kernels.mla_prefill import by_head, eager, reference
 
 SCALE = 0.35
 # B, T, S, H, Q, V
@@ -57,6 +57,48 @@ def test_tiles_and_fused_attention_agree(randn, check, shape):
     fused = eager.fused(*operands, SCALE, None)
     tiles = eager._Tiles.apply(*operands, SCALE, None)
     assert check.error(tiles, fused) < 1e-13
+
+
+@pytest.mark.skipif(not onednn.available(), reason="nothing goes to oneDNN on this CPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", SHAPES)
+@torch.inference_mode()
+def test_head_by_head_without_a_gradient_agrees_with_the_definition(
+    randn, check, monkeypatch, shape, dtype
+):
+    monkeypatch.setattr(by_head, "LEAST_PAIRS", {dtype: 1})
+    monkeypatch.setattr(by_head, "LEAST_QUERIES", 1)
+    monkeypatch.setattr(by_head, "TILE", 64)
+    operands = _operands(randn, shape, dtype)
+    assert by_head.pays(*operands)
+    error = check.error(mla_prefill(*operands, SCALE), _definition(*operands))
+    assert error <= check.bound(dtype)
+
+
+@pytest.mark.skipif(not onednn.available(), reason="nothing goes to oneDNN on this CPU")
+@pytest.mark.parametrize("broken", ["nothing", "the mask", "the filling"])
+@torch.inference_mode()
+def test_a_diagonal_or_a_filling_out_of_place_is_caught(randn, check, monkeypatch, broken):
+    q, k, v = _operands(randn, (1, 70, 90, 2, 4, 4), torch.float32)
+    if broken == "the mask":
+        monkeypatch.setattr(torch.Tensor, "triu_", lambda x, diagonal: x.tril_(diagonal))
+    if broken == "the filling":
+        pad = by_head.F.pad
+        monkeypatch.setattr(by_head.F, "pad", lambda x, sides: pad(x, (0, 0, sides[3], 0)))
+    error = check.error(by_head.causal(q, k, v, SCALE), _definition(q, k, v))
+    assert (error <= check.bound(torch.float32)) == (broken == "nothing")
+
+
+def test_head_by_head_is_left_to_large_passes_without_a_gradient(randn):
+    large, small, few = ((1, T, S, 1, 4, 4) for T, S in ((512, 512), (64, 64), (32, 4096)))
+    for dtype in (torch.float32, torch.float64):
+        q, k, v = _operands(randn, large, dtype)
+        with torch.inference_mode():
+            assert by_head.pays(q, k, v) == (dtype == torch.float32 and onednn.available())
+        assert not by_head.pays(q, k, v)
+    with torch.inference_mode():
+        assert not by_head.pays(*_operands(randn, small, torch.float32))
+        assert not by_head.pays(*_operands(randn, few, torch.float32))
 
 
 def test_an_explicit_causal_mask_changes_nothing(randn, check):

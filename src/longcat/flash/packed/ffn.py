@@ -79,19 +79,23 @@ class PackedMixture:
         """Slots by expert; identity experts stand last, and return their rows as they are."""
         c = self._config
         expert, order = chosen.flatten().sort(stable=True)
-        counts = torch.bincount(expert, minlength=c.n_experts)[: len(self._down)].tolist()
-        rows = u.index_select(0, order.div(c.top_k, rounding_mode="floor"))
-        spans = _spans(counts)
-        if spans:
-            hidden = _swiglu(_by_expert(self._gate_up, rows, spans))
-            ends = spans[-1][1].stop
-            rows = torch.cat([_by_expert(self._down, hidden, spans), rows[ends:]])
+        counts = torch.bincount(expert, minlength=c.n_experts).tolist()
+        *of_ffn, own = u.index_select(0, order.div(c.top_k, rounding_mode="floor")).split(
+            [*counts[: len(self._down)], sum(counts[len(self._down) :])]
+        )
+        found = [self._run(e, rows) for e, rows in enumerate(of_ffn) if len(rows)]
+        rows = torch.cat([*found, own], out=gates.new_empty(len(order), u.shape[1]))
         place = torch.empty_like(order)
         place[order] = torch.arange(len(order))
         # An embedding bag is the sum over a token's slots, in their order, with weights.
-        return F.embedding_bag(
-            place.view_as(chosen), rows.to(gates.dtype), mode="sum", per_sample_weights=gates
-        )
+        return F.embedding_bag(place.view_as(chosen), rows, mode="sum", per_sample_weights=gates)
+
+    def _run(self, expert: int, rows: Tensor) -> Tensor:
+        """One expert of rows [S,D] -> [S,D]; many rows are filled up to whole BLOCKs."""
+        count = len(rows)
+        if count > BLOCK and count % BLOCK:
+            rows = F.pad(rows, (0, 0, 0, -count % BLOCK))
+        return self._down[expert](_swiglu(self._gate_up[expert](rows)))[:count]
 
 
 def _swiglu(gate_up: Tensor) -> Tensor:
@@ -118,30 +122,6 @@ def _by_choice(
         for expert, gate in zip(*pairs, strict=True):
             slots.setdefault(expert, []).append((token, gate))
     return slots
-
-
-def _spans(counts: Sequence[int]) -> list[tuple[int, slice]]:
-    """The experts that have rows, and which."""
-    spans, start = [], 0
-    for expert, count in enumerate(counts):
-        if count:
-            spans.append((expert, slice(start, start + count)))
-            start += count
-    return spans
-
-
-def _by_expert(maps: Sequence[Map], rows: Tensor, spans: list[tuple[int, slice]]) -> Tensor:
-    """Each span of rows [S,I] through its expert's map -> [S,O].
-
-    Many rows are filled up to whole BLOCKs.
-    """
-    found = []
-    for expert, span in spans:
-        of_expert, count = rows[span], span.stop - span.start
-        if count > BLOCK and count % BLOCK:
-            of_expert = F.pad(of_expert, (0, 0, 0, -count % BLOCK))
-        found.append(maps[expert](of_expert)[:count])
-    return torch.cat(found)
 
 
 def _experts(experts: Experts | Int8Experts) -> tuple[list[Map], list[Map]]:

@@ -35,11 +35,14 @@ def serves(rows: Tensor, weight: Tensor) -> bool:
     Only for plain float32 tensors on a CPU, outside autocast; tensor subclasses keep to torch's own
     operators.
     """
+    return rows.dtype == weight.dtype == torch.float32 and reaches(rows) and reaches(weight)
+
+
+def reaches(operand: Tensor) -> bool:
+    """Whether oneDNN is there, with an advantage, for this tensor: a plain one on a CPU."""
     return (
-        rows.dtype == weight.dtype == torch.float32
-        and rows.device.type == weight.device.type == "cpu"
-        and type(rows) in (Tensor, nn.Parameter)
-        and type(weight) in (Tensor, nn.Parameter)
+        operand.device.type == "cpu"
+        and type(operand) in (Tensor, nn.Parameter)
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
         and available()
@@ -60,10 +63,11 @@ def available() -> bool:
     return torch.backends.mkldnn.is_available() and capability.startswith("AVX512")
 
 
-def times_transposed(rows: Tensor, weight: Tensor) -> Tensor:
-    """rows [M, I] @ weight [O, I]^T -> [M, O], without autograd; either may be transposed."""
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, None, "none", [], "")
-    return product
+def times_transposed(rows: Tensor, weight: Tensor, added: Tensor | None = None) -> Tensor:
+    """rows [M, I] @ weight [O, I]^T + added [M, O] -> [M, O], without autograd; rows and weight may
+    be transposed.
+    """
+    return times_packed(rows, weight, None, added)
 
 
 def packs(weight: Tensor) -> bool:
@@ -84,7 +88,9 @@ def pack(weight: Tensor) -> Tensor:
 def times_packed(
     rows: Tensor, packed: Tensor, bias: Tensor | None = None, residual: Tensor | None = None
 ) -> Tensor:
-    """rows [M, I] times a packed weight [O, I] transposed, plus bias [O] and residual [M, O]."""
+    """rows [M, I] times a packed weight [O, I] transposed, plus bias [O] and residual [M, O]; it
+    takes a plain weight as well.
+    """
     product: Tensor
     if residual is None:
         product = torch.ops.mkldnn._linear_pointwise.default(rows, packed, bias, "none", [], "")

@@ -1,6 +1,7 @@
 """Multi-head latent attention with expanded heads, in eager torch.
 
-Three ways to the same numbers, by what is fastest where:
+Four ways to the same numbers, by what is fastest where:
+- on a CPU without a gradient or a mask, many queries and keys: head by head (`by_head`).
 - on a CPU, up to LONGEST queries: query tiles against the span of keys that any of their rows may
   see (`_Tiles`): up to the diagonal, or the tile's documents. Against torch's fused attention,
   forward and backward, at training shapes, about 1.4 times faster in float32 and 4 times in
@@ -19,6 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from longcat.kernels.mla_prefill import by_head
+
 TILE = 128
 LONGEST = 1024  # the tiles keep their softmax for the backward pass, T*S/2 numbers per head
 
@@ -34,6 +37,8 @@ def mla_prefill(
         # Nothing to attend to; the sums tie the result to its operands, for the gradient.
         zeros = (q.sum() + k.sum() + v.sum()) * 0
         return q.new_zeros(*q.shape[:-1], v.shape[-1]) + zeros
+    if mask is None and by_head.pays(q, k, v):
+        return by_head.causal(q, k, v, scale)
     is_square = mask is None or q.shape[1] == k.shape[1]
     if is_square and q.device.type == "cpu" and 1 < q.shape[1] <= LONGEST:
         tiles: Tensor = _Tiles.apply(q, k, v, scale, mask)  # type: ignore[no-untyped-call]
