@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from longcat.serve import EngineStats
+from longcat.serve import Delta, EngineStats
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -27,7 +27,7 @@ STATS = EngineStats(
     prompt_tokens=40, tokens=80, drafts=2, drafted_at=(20, 10, 0), accepted_at=(15, 4, 0),
     preemptions=0, prefix_queries=40, prefix_hits=10, finished=2,
 )  # fmt: skip
-REPLY = b"Use `len`.\n\n```python\nlen(x) < 3\n```\n**Done** <b>here</b>."
+REPLY = b"Use `len`.\n\n```python\nlen(x) < 3\n```\n**Done** <b>here</b>: 2 * 3 * 4, *so be it*."
 
 
 def test_the_page_loads_nothing_from_elsewhere_and_says_so(ask: Any) -> None:
@@ -206,6 +206,8 @@ def test_one_can_chat_stop_and_watch_with_the_keyboard_alone(
         assert browser.js(f"{talk}.querySelector('.user').textContent") == "Hi"
         assert browser.js(f"{talk}.querySelector('pre code').textContent") == "len(x) < 3"
         assert browser.js(f"{talk}.querySelector('strong').textContent") == "Done"
+        emphasised = f"[...{talk}.querySelectorAll('em')].map((e) => e.textContent)"
+        assert browser.js(emphasised) == ["so be it"]
         assert browser.js(f"{talk}.querySelector('b')") is None, "markup of a reply stays text"
         assert "drafts accepted" in browser.js(f"{talk}.querySelector('.note').textContent")
         assert browser.js("document.getElementById('accepted').textContent") == "63 %"
@@ -241,5 +243,11 @@ def test_a_model_without_a_chat_format_continues_text_and_a_missing_key_is_asked
         browser.until("messages.length === 2")
         assert browser.js("messages[1].content") == " and on"
         assert running.engine.requests[-1].prompt_ids[1:] == tuple(b"on")
+        running.engine.error = Delta(request_id="x", finish_reason="error", error="it is ill")
+        browser.js("document.getElementById('text').value = 'and so'; 0")
+        browser.js("document.getElementById('form').requestSubmit(); 0")
+        browser.until("document.querySelector('#talk .error').textContent === 'it is ill'")
+        assert browser.js("messages.length") == 2
+        assert browser.js("document.getElementById('text').value") == "and so", "to be sent again"
     finally:
         running.stop()
