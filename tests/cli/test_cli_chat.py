@@ -84,6 +84,15 @@ def test_a_stopped_reply_is_kept_as_far_as_it_came_and_the_session_goes_on() -> 
     assert "stopped; what was said stays" in notes
 
 
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_reply_that_met_its_limit_is_told_to_be_cut_off(finished: bool) -> None:
+    partner = Scripted(["Once upon a"])
+    partner.finished = finished
+    _, _, notes = converse(partner, "Tell", interactive=True)
+    assert ("cut off; /max_tokens allows more" in notes) != finished
+    assert "stopped" not in notes
+
+
 def test_a_mistake_is_told_on_a_terminal_and_ends_a_pipe() -> None:
     said = [ValueError("chat: it is too long")]
     talk, _, notes = converse(Scripted(said, ["Ok."]), "a", "/nonsense", "b", interactive=True)

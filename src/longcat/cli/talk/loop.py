@@ -94,11 +94,18 @@ class Loop:
                 self._after()
         if stopped:
             self._note("stopped; what was said stays")
+        elif self._interactive and self._cut_off and not heard.empty:
+            self._note("cut off; /max_tokens allows more")
         if heard.empty:
             session.messages = before
             self._note("(no reply)")
         elif session.open_calls:
             self._note("type what the function gives back")
+
+    @property
+    def _cut_off(self) -> bool:
+        """Whether the reply met its limit; a text that is only continued has no end of its own."""
+        return self._talk.partner.chats and not self._talk.partner.finished
 
     def _after(self) -> None:
         talk = self._talk
