@@ -249,7 +249,7 @@ def test_it_says_what_it_serves_and_how_to_try_it(
     assert "serving tiny (" in told
     assert "speculation on: the MTP head drafts" in told
     assert "chat in the longcat format" in told
-    assert "1 keys may ask" in told
+    assert "one key may ask" in told
     assert "/v1/chat/completions -H 'Authorization: Bearer KEY'" in told
     assert seen[0].gate.capacity == 39
     assert main([*serve, str(tiny_checkpoint), "--name", "other"]) == 0

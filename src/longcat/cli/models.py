@@ -116,7 +116,12 @@ def weights(name: str) -> "tuple[torch.dtype, bool]":
     """What to compute in, and whether weights are kept in 8 bits: int8 computes in bfloat16."""
     import torch
 
-    return (torch.bfloat16, True) if name == "int8" else (torch_dtype(name), False)
+    if name == "int8":
+        return torch.bfloat16, True
+    try:
+        return torch_dtype(name), False
+    except ValueError as error:
+        raise ValueError(f"{error}, int8") from None
 
 
 def load(directory: str | Path, name: str) -> "FlashModel":

@@ -161,7 +161,7 @@ def _greet(found: FoundModel, service: "Service", listener: socket.socket) -> No
         "chat in the " + service.tokenizer.chat.name + " format"
         if service.tokenizer.chat
         else "no chat template: /v1/completions continues text, /v1/chat/completions refuses",
-        f"{len(config.api_keys)} keys may ask" if config.api_keys else "everybody may ask",
+        _callers(len(config.api_keys)),
     ]
     console = make_console()
     for line in lines:
@@ -177,6 +177,12 @@ def _speculation(has_head: bool, on: bool) -> str:
     if has_head:
         return "speculation off, as asked"
     return "speculation off: this checkpoint has no MTP head"
+
+
+def _callers(keys: int) -> str:
+    if keys == 0:
+        return "everybody may ask"
+    return "one key may ask" if keys == 1 else f"{keys} keys may ask"
 
 
 def _example(address: str, service: "Service") -> str:

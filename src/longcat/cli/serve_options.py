@@ -51,9 +51,9 @@ MaxTokens = Annotated[
     ),
 ]
 MaxChoices = Annotated[int, _limit(min=1, help="Most sequences in a request.")]
-Timeout = Annotated[float, _limit(help="Seconds for one request; 0: no limit.")]
+Timeout = Annotated[float, _limit(min=0, help="Seconds for one request; 0: no limit.")]
 Drain = Annotated[
-    float, _limit(help="Seconds that requests get to finish when the server is stopped.")
+    float, _limit(min=0, help="Seconds that requests get to finish when the server is stopped.")
 ]
 
 _engine = partial(typer.Option, rich_help_panel="Engine")
