@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from longcat.serve import Delta, Engine, EngineConfig, Request, SamplingParams, Token
+from longcat.serve import Delta, Engine, EngineConfig, Request, SamplingParams
 from longcat.serve.disaggregation import (
     Broken,
-    DecodeNode,
     Disaggregated,
     Handover,
     LocalPrefill,
@@ -289,12 +288,3 @@ def test_what_prefill_refuses_ends_with_its_sentence(markov) -> None:
     assert delta.error is not None
     assert "latent cache can hold" in delta.error
     assert nothing_held(engine, small)
-
-
-def test_a_handover_needs_all_latents(markov) -> None:
-    node = DecodeNode(Engine(markov(), None, EngineConfig(num_drafts=1)))
-    node.add(Request(request_id="a", prompt_ids=(1, 2, 3), params=SamplingParams()))
-    ((request, skip),) = node.offers()
-    assert skip == 0
-    with pytest.raises(Broken, match="handed over at"):
-        node.take(Handover(request_id=request.request_id, token=Token(id=1)))

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from longcat.serve import LLM, Engine, EngineConfig, Request, SamplingParams, complete, reference
+from longcat.serve.pages import Pages
 
 
 class Letters:
@@ -162,6 +163,24 @@ def test_an_interrupt_in_the_middle_of_a_pass_leaves_nothing_behind(markov):
     assert llm.stats().pages_used == llm.stats().running == llm.stats().waiting == 0
     fresh = made(markov, num_drafts=1)
     assert llm.generate(["bcd", "ef"], params) == fresh.generate(["bcd", "ef"], params)
+
+
+def test_an_interrupt_that_loses_a_page_costs_the_engine_and_not_the_next_call(markov, monkeypatch):
+    """It comes after pages were taken and before the sequence has them."""
+    take, interrupts = Pages.take, iter([False, True])
+
+    def taken(pages: Pages, count: int) -> list[int] | None:
+        found = take(pages, count)
+        if found and next(interrupts, False):
+            raise KeyboardInterrupt
+        return found
+
+    monkeypatch.setattr(Pages, "take", taken)
+    llm = made(markov, num_pages=6, page_size=4, prefix_cache=False)
+    with pytest.raises(KeyboardInterrupt):
+        llm.generate(["bcd", "ef"], PARAMS)
+    llm.generate(["bcd", "ef"], PARAMS)
+    assert llm.stats().pages_free == 6
 
 
 def test_an_observer_that_raises_ends_the_call_and_keeps_the_prefix_cache(markov):

@@ -65,8 +65,10 @@ class DecodeNode:
         to compute, and from which place on its latents are wanted.
         """
         offered = []
-        running = self.engine.stats().running + len(self._transfers)
-        pages = self.engine.pages
+        stats, pages = self.engine.stats(), self.engine.pages
+        running = stats.running + len(self._transfers)
+        if stats.waiting:
+            return []  # what was preempted came first, and waits for the same pages
         while self._waiting and running < self.engine.config.max_running:
             sequence = self._waiting[0]
             sequence.begin(pages)
