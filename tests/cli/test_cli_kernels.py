@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from longcat.cli import demo, main
 from longcat.cli.benchmarks import decoding, graphs, training
+from longcat.cli.demos import kernels
 from longcat.cli.demos.kernels import KernelsDemo, interpreter_runs
 
 with_triton = pytest.mark.skipif(
@@ -24,7 +25,8 @@ def test_the_demo_draws_the_waste_and_its_claim_holds() -> None:
     result = CliRunner().invoke(demo.app, ["kernels", "--no-pause"], env={"COLUMNS": "100"})
     assert result.exit_code == 0, result.stdout
     assert "✓ the claim holds" in result.stdout
-    assert "#......." in result.stdout
+    assert "1......." in result.stdout
+    assert "#" not in result.stdout
     assert "longcat tutorial 08" in result.stdout
 
 
@@ -37,6 +39,11 @@ def test_twelve_tokens_are_sixteen_columns_or_sixty_four_rows() -> None:
         "tokens as rows, 64": [64], "as columns, 16": [16], "as columns, 8": [16],
     }  # fmt: skip
     assert walk.useful("tokens as rows, 64") == 12 / 64
+    drawing = kernels._tiles([12, 3], walk.drawn["tokens as rows, 64"] + [8])
+    assert drawing.plain == "84...... 3 "
+    multiplying, reading = walk.floors("as columns, 16")
+    assert multiplying == pytest.approx(6 * 16 * 6144 * 2048 / 788e12)
+    assert reading == pytest.approx(6 * 6144 * 2048 / 4.3e12)  # one expert, read once
 
 
 def test_useful_rows_are_counted_over_all_experts_that_were_chosen() -> None:

@@ -1,8 +1,9 @@
 """`longcat demo kernels`: one decoding step's experts as tiles of the tensor core, and the waste.
 
 Tokens choose experts at random; each expert's rows become blocks, as rows of the tensor core or as
-its columns. Every cell of a drawing is eight rows that the tensor core multiplies; most hold
-nothing. Then the Triton kernel runs in its interpreter, and a probe counts what it reads.
+its columns. Every cell of a drawing is eight rows that the tensor core multiplies, and its digit
+says how many of them hold a token; most hold none. Then the Triton kernel runs in its interpreter,
+and a probe counts what it reads.
 """
 
 import importlib.util
@@ -24,6 +25,8 @@ TOKENS = 64  # of a decoding step
 EXPERTS, IDENTITY, TOP_K = 512, 256, 12  # the model's
 GRANULES = {"tokens as rows, 64": 64, "as columns, 16": 16, "as columns, 8": 8}
 _SHOWN = 24  # experts drawn
+WIDTH, INNER = 6144, 2048  # of the model, and of an expert
+COPY, PRODUCT = 4.3e12, 788e12  # bytes and operations per second, measured on an H200
 # The probed run is small: the interpreter takes milliseconds per block.
 _SMALL = (12, 16, 8, 3)  # tokens, FFN experts, identity experts, choices
 
@@ -124,25 +127,40 @@ class KernelsDemo:
         busy = [count for count in self.counts if count]
         parts: list[RenderableType] = []
         for name, rows in self.drawn.items():
-            parts.append(Text(f"{name}: {self.useful(name):.1%} of the rows hold a token", "title"))
+            parts.append(
+                Text(f"{name}: {self.useful(name):.1%} of the work is on a token", "title")
+            )
             parts.append(_tiles(busy, rows[:_SHOWN]))
-        shown = f"the first {_SHOWN} experts; a cell is eight rows: # holds tokens, . is padding"
+        shown = f"the first {_SHOWN} experts; a cell is eight rows, its digit the tokens in them"
         return Padding(Group(*parts, Text(shown, "note"), Text(doing, "dim")), (0, 2))
 
     def details(self) -> RenderableType:
-        """Rows multiplied in each way, for all experts."""
+        """Rows multiplied in each way for all experts, and the time beside that of the weights."""
         table = Table(box=None, padding=(0, 3, 0, 0), pad_edge=False, header_style="dim")
         table.add_column("blocks")
-        for heading in ("rows multiplied", "useful"):
-            table.add_column(heading, justify="right")
+        for heading in ("rows multiplied", "useful", "multiplying", "reading"):
+            table.add_column(heading, justify="right", no_wrap=True)
         for name, rows in self.drawn.items():
-            table.add_row(name, f"{sum(rows):,}", f"{self.useful(name):.1%}")
-        return table
+            multiplying, reading = self.floors(name)
+            times = f"{1e3 * multiplying:.2f} ms", f"{1e3 * reading:.2f} ms"
+            table.add_row(name, f"{sum(rows):,}", f"{self.useful(name):.1%}", *times)
+        limits = (
+            f"at the {PRODUCT / 1e12:.0f} TFLOP/s and {COPY / 1e12:.1f} TB/s measured on an H200: "
+            "the longer of the two is the limit"
+        )
+        return Group(table, Text(limits, "note"))
+
+    def floors(self, name: str) -> tuple[float, float]:
+        """Seconds that the multiplications and the read of the chosen weights take at least."""
+        numbers = 3 * WIDTH * INNER  # of an expert
+        busy = sum(count > 0 for count in self.counts)
+        return 2 * sum(self.drawn[name]) * numbers / PRODUCT, 2 * busy * numbers / COPY
 
     def verdicts(self) -> list[Verdict]:
         """Padding, the work list's bound, and what the probed kernel read."""
         rows, columns = self.useful("tokens as rows, 64"), self.useful("as columns, 8")
         slots, busy = sum(self.counts), sum(count > 0 for count in self.counts)
+        slowest, reading = self.floors("tokens as rows, 64")
         tile = choose_tile(slots, EXPERTS)
         blocks = sum(-(-count // tile.tokens) for count in self.counts)
         room = most_blocks(slots, EXPERTS, tile)
@@ -152,6 +170,12 @@ class KernelsDemo:
                 measured=f"{columns:.1%} useful, {rows:.1%} as rows",
                 published="12 tokens: 16, not 64",
                 holds=columns > 4 * rows,
+            ),
+            Verdict(
+                claim="reading is the limit in all of them",
+                measured=f"{1e3 * reading:.1f} ms, at most {1e3 * slowest:.1f} multiplying",
+                published="not published",
+                holds=reading > slowest,
             ),
             Verdict(
                 claim="the work list has room, no host asked",
@@ -179,6 +203,10 @@ class KernelsDemo:
             "tokens": self.tokens,
             "experts_chosen": sum(count > 0 for count in self.counts),
             "useful": {name: self.useful(name) for name in GRANULES},
+            "seconds_at_least": {
+                name: dict(zip(("multiplying", "reading"), self.floors(name), strict=True))
+                for name in GRANULES
+            },
             "read": self.read,
         }
 
@@ -203,8 +231,8 @@ def _tiles(counts: list[int], rows: list[int]) -> Text:
     """A column per expert would be wide; a group of cells per expert, eight rows a cell."""
     drawing = Text()
     for count, padded in zip(counts, rows, strict=False):
-        full = -(-count // 8)
-        drawing.append("#" * full, "ffn")
-        drawing.append("." * (padded // 8 - full), "zero")
+        cells = [min(max(count - first, 0), 8) for first in range(0, padded, 8)]
+        for held in cells:
+            drawing.append(str(held) if held else ".", "ffn" if held else "zero")
         drawing.append(" ")
     return drawing

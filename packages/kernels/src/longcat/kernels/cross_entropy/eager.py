@@ -41,9 +41,12 @@ class _CrossEntropy(torch.autograd.Function):
         gradient = gradient_of(logits, in_place) if ctx.needs_input_grad[0] else None
         for start in range(0, len(logits), ROWS):
             part = slice(start, start + ROWS)
-            losses, softmax = _rows(logits[part].to(wide), targets[part], ignored, z_weight)
+            # The softmax goes straight to where the gradient is kept, if no logits lie there.
+            there = gradient is not None and not in_place and gradient.dtype == wide
+            out = gradient[part] if gradient is not None and there else None
+            losses, softmax = _rows(logits[part].to(wide), targets[part], ignored, z_weight, out)
             total += losses
-            if gradient is not None:
+            if gradient is not None and not there:
                 gradient[part] = softmax
         ctx.save_for_backward(gradient)
         ctx.in_place = in_place
@@ -77,9 +80,11 @@ def scaled(ctx: Any, grad: Tensor) -> Tensor:
     return result
 
 
-def _rows(logits: Tensor, targets: Tensor, ignored: int, z_weight: float) -> tuple[Tensor, Tensor]:
-    """(summed loss [], its gradient [R, V] in the softmax's own memory) of some rows."""
-    softmax = logits.softmax(dim=-1)
+def _rows(
+    logits: Tensor, targets: Tensor, ignored: int, z_weight: float, out: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """(summed loss [], its gradient [R, V] in `out` or memory of its own) of some rows."""
+    softmax = torch.softmax(logits, dim=-1, out=out)
     # log sum exp l = max l - log max softmax: the largest probability is never too small to tell.
     log_sum = logits.amax(dim=-1) - softmax.amax(dim=-1).log()
     if z_weight:
@@ -88,8 +93,11 @@ def _rows(logits: Tensor, targets: Tensor, ignored: int, z_weight: float) -> tup
     if targets.dim() == 2:
         targets = targets.to(logits.dtype)
         return log_sum.sum() - (targets * logits).sum(), softmax.sub_(targets)
-    counted = (targets != ignored).to(logits.dtype)
-    place = targets.where(targets != ignored, 0)[:, None]
+    counts = targets != ignored
+    counted = counts.to(logits.dtype)
+    place = targets.where(counts, 0)[:, None]
     losses = (log_sum - logits.gather(1, place)[:, 0]) * counted
     softmax.scatter_add_(1, place, softmax.new_full(place.shape, -1.0))
+    if logits.device.type == "cpu" and bool(counts.all()):  # a GPU would have to be waited for
+        return losses.sum(), softmax
     return losses.sum(), softmax.mul_(counted[:, None])
