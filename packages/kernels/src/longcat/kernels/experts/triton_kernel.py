@@ -13,7 +13,6 @@ can describe them: see README.md.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import product
 from typing import Any
 
 import torch
@@ -241,25 +240,34 @@ def _multiply(
 def configurations() -> Iterator[Configuration]:
     """Both products for every tile, by pointers and by TMA, and the work list of 512 experts."""
     for tile in (*(tile for _, tile in ROWS), LARGE):
-        for gated, described in product((True, False), (False, True)):
-            yield _configuration(tile, gated, described)
-    yield work_list.configuration()
+        for described in (False, True):
+            for gathered in (False, True):
+                yield _configuration("gate_up", tile, gathered, described)
+            yield _configuration("down", tile, False, described)
+    for described in (False, True):  # for the gradient; of rows as they lie it is as down
+        yield _configuration("gate and up apart", LARGE, True, described)
+    yield from work_list.configurations()
     yield from triton_gradient.configurations()
 
 
-def _configuration(tile: Tile, gated: bool, described: bool) -> Configuration:
+def _configuration(what: str, tile: Tile, gathered: bool, described: bool) -> Configuration:
     left, right = (tile.outputs, tile.tokens) if tile.swap else (tile.tokens, tile.outputs)
     small = right < NARROWEST
-    weights = f"tensordesc<bf16[1,1,{tile.outputs},{tile.inner}]>" if described else "*bf16"
+    shape = f"{'swap' if tile.swap else 'plain'} {left}x{right}x{tile.inner}"
+    forms = (", gathered" if gathered else "") + (", TMA" if described else "")
     return Configuration(
         kernel=_grouped,
-        name=f"experts {'gate_up' if gated else 'down'} {'swap' if tile.swap else 'plain'} "
-        f"{left}x{right}x{tile.inner}{', TMA' if described else ''}",
+        name=f"experts {what} {shape}{forms}",
         types={
-            "rows_ptr": "*i64", "weights": weights, "work_ptr": "*i32", "expert_stride": "i64",
+            "rows_ptr": "*i64" if gathered else "*bf16",
+            "weights": f"tensordesc<bf16[1,1,{tile.outputs},{tile.inner}]>"
+            if described
+            else "*bf16",
+            "work_ptr": "*i32",
+            "expert_stride": "i64",
         },
         constants=tile.constants(6144)
-        | {"GATED": gated, "GATHER": gated, "DESCRIBED": described},
+        | {"GATED": what == "gate_up", "GATHER": gathered, "DESCRIBED": described},
         divisible=("outputs", "inner", "x_stride", "weight_stride", "expert_stride"),
         warps=tile.warps,
         stages=tile.stages,
@@ -268,4 +276,4 @@ def _configuration(tile: Tile, gated: bool, described: bool) -> Configuration:
             *(("UTMALDG.4D",) if described else ()),
         ),
         forbids=("HGMMA",) if small else ("HMMA",),
-    )  # fmt: skip
+    )

@@ -9,12 +9,14 @@ for the most blocks there can be, and what is left over is marked with the exper
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from longcat.kernels.experts.tiles import ROWS, most_blocks
+from longcat.kernels.experts.tiles import LARGE, ROWS, most_blocks
 from longcat.kernels.linear.tiles import Tile
 from longcat.kernels.proof.configuration import Configuration
 
@@ -55,12 +57,13 @@ def list_work(offsets: Tensor, slots: int, tile: Tile) -> Tensor:
     return work
 
 
-def configuration() -> Configuration:
-    """For 512 experts."""
-    return Configuration(
-        kernel=_list_work,
-        name="experts list work",
-        types={"offsets_ptr": "*i32", "work_ptr": "*i32"},
-        constants={"BLOCK_T": ROWS[1][1].tokens, "ALL": 1024},
-        forbids=("ATOM", "RED."),
-    )
+def configurations() -> Iterator[Configuration]:
+    """For 512 experts, in blocks of each height that a tile has."""
+    for rows in sorted({tile.tokens for tile in (*(tile for _, tile in ROWS), LARGE)}):
+        yield Configuration(
+            kernel=_list_work,
+            name=f"experts list work in {rows}s",
+            types={"offsets_ptr": "*i32", "work_ptr": "*i32"},
+            constants={"BLOCK_T": rows, "ALL": 1024},
+            forbids=("ATOM", "RED."),
+        )

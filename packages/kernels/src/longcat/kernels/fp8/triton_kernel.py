@@ -98,9 +98,13 @@ def quantise(x: Tensor, rows: int) -> tuple[Tensor, Tensor]:
         with torch.cuda.device_of(x):
             _quantise[(triton.cdiv(height, rows * blocks), groups)](
                 x, numbers, scales, height, width, x.stride(0),
-                ROWS=rows, BLOCKS=blocks, GROUP=GROUP,
+                ROWS=rows, BLOCKS=blocks, GROUP=GROUP, num_warps=_warps(rows),
             )  # fmt: skip
     return numbers, scales
+
+
+def _warps(rows: int) -> int:
+    return 4 if rows == 1 else 8
 
 
 def fp8_linear(
@@ -164,7 +168,7 @@ def configurations() -> Iterator[Configuration]:
             types=types,
             constants={"ROWS": rows, "BLOCKS": blocks, "GROUP": GROUP},
             divisible=("width", "stride"),
-            warps=4 if rows == 1 else 8,
+            warps=_warps(rows),
             needs=("LDG.E.128",),
             ptx=("cvt.rn.satfinite.e4m3x2.f32",),
         )

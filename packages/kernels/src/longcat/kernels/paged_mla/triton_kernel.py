@@ -19,7 +19,14 @@ import triton.language as tl
 from torch import Tensor
 
 from longcat.kernels.operands import check_rows
-from longcat.kernels.paged_mla.tiles import LARGE, ROWS, Tile, choose_tile, splits_for
+from longcat.kernels.paged_mla.tiles import (
+    LARGE,
+    MOST_SPLITS,
+    ROWS,
+    Tile,
+    choose_tile,
+    splits_for,
+)
 from longcat.kernels.proof.configuration import Configuration
 
 LOG2_E = 1.4426950408889634
@@ -223,17 +230,18 @@ def configurations() -> Iterator[Configuration]:
             + ("" if page_size == 64 else f", pages of {page_size}"),
             types=types | {"out_ptr": "*fp32"},
             constants=_constants(tile, 512, 64, page_size),
-            divisible=("n_queries", "n_heads", "page_size"),
+            divisible=("page_size",),
             warps=tile.warps,
             stages=tile.stages,
             needs=("HGMMA.64x",),
             forbids=("HMMA",),
         )
-    yield Configuration(
-        kernel=_merge,
-        name="paged_mla merge",
-        types=types,
-        constants={"SPLITS": 8, "BLOCK": MERGE},
-        divisible=("width", "n_queries"),
-        needs=("LDG.E.128",),
-    )
+    for splits in (2**power for power in range(MOST_SPLITS.bit_length())):
+        yield Configuration(
+            kernel=_merge,
+            name=f"paged_mla merge {splits}",
+            types=types,
+            constants={"SPLITS": splits, "BLOCK": MERGE},
+            divisible=("width",),
+            needs=("LDG.E.128",),
+        )

@@ -99,7 +99,7 @@ def configurations() -> Iterator[Configuration]:
                 name=f"rope 64, {heads} heads{', back' if back else ''}",
                 types={"positions_ptr": "*i64", "inv_freq_ptr": "*fp32", "factor": "fp32"},
                 constants={"BACK": back, "R": 64, "HEADS": heads},
-                divisible=("x_batch", "x_token", "x_head", "n_heads"),
+                divisible=("x_batch", "x_token", "x_head", *(("n_heads",) if heads > 1 else ())),
                 warps=2,
                 stack=32,  # cos and sin of large angles keep their reduction there
                 needs=("LDG.E", "STG.E"),
