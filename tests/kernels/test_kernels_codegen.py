@@ -54,6 +54,7 @@ sixteen = next(one for one in linear if "swap 64x16" in one.name)
 for one in compiled((
     replace(swiglu, needs=("HGMMA",), forbids=("LDG.E.128",), ptx=("multimem.st",)),
     replace(eight, needs=("HGMMA.64x8x16",), forbids=()),
+    replace(next(iter(configurations("multimem"))), atomic=False),
     replace(sixteen, constants=sixteen.constants | {{"SWAP": False}}),
 )):
     print(json.dumps(asdict(one)))
@@ -61,7 +62,7 @@ for one in compiled((
 
 
 def test_missing_and_forbidden_instructions_are_reported():
-    other, eight, plain = _compiling("-c", MUTANTS)
+    other, eight, atomic, plain = _compiling("-c", MUTANTS)
     assert [breach.split(": ")[1][:20] for breach in other["breaches"]] == [
         "needs HGMMA, has LDG",
         "its PTX lacks multim",
@@ -70,6 +71,7 @@ def test_missing_and_forbidden_instructions_are_reported():
     # Triton has wgmma of 8 columns from 3.8 on.
     old = tuple(map(int, importlib.metadata.version("triton").split(".")[:2])) < (3, 8)
     assert bool(eight["breaches"]) == old
+    assert [breach.split()[-1] for breach in atomic["breaches"]] == ["ATOM", "RED"]
     # 16 tokens on the left do not fill the 64 rows of wgmma: the compiler falls back, silently.
     assert "HGMMA" in plain["breaches"][0]
     assert "HMMA" in plain["breaches"][1]
@@ -79,8 +81,9 @@ COUNTS = f"""
 import json, re, subprocess, tempfile
 from collections import Counter
 from longcat.kernels.proof import machine_code
-from {CODEGEN} import ARCHITECTURE, OPS, _compile, configurations
+from {CODEGEN} import ARCHITECTURE, OPS, _compile, configurations, demands
 print(json.dumps([one.name for op in OPS for one in configurations(op)]))
+print(json.dumps([demands(op) for op in OPS]))
 kernels = [_compile(one) for op in ("swiglu", "scatter_add") for one in configurations(op)]
 cubins = [kernel.asm["cubin"] for kernel in kernels]
 together = machine_code.instructions(cubins, ARCHITECTURE)
@@ -96,10 +99,12 @@ for cubin, mine in zip(cubins, together):
 
 
 def test_the_table_names_every_configuration_and_code_read_in_one_piece_is_each_kernels_own():
-    names, *counted = _compiling("-c", COUNTS)
+    names, demanded, *counted = _compiling("-c", COUNTS)
     assert len(names) == len(set(names))
-    rows = [line.split("|")[1].strip() for line in TABLE.read_text().splitlines() if "|" in line]
-    assert rows[2:] == names  # below the head of the table
+    lines = [line for line in TABLE.read_text().splitlines() if line.startswith("| ")]
+    demands, rows = lines[1 : len(demanded) + 1], lines[len(demanded) + 2 :]  # without their heads
+    assert demands == demanded
+    assert [row.split("|")[1].strip() for row in rows] == names
     assert len(counted) == 3
     assert all(together == alone for together, alone in counted)
     assert counted[0] != counted[1]

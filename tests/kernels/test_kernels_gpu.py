@@ -5,6 +5,7 @@ import torch
 
 import longcat.kernels as kernels
 from longcat.kernels import dispatch
+from longcat.kernels.proof import calls
 from longcat.kernels.rmsnorm import eager as rmsnorm_eager
 from longcat.kernels.swiglu import eager as swiglu_eager
 
@@ -13,6 +14,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
 
+CALLS = {n: call for n, call in calls.CALLS.items() if call.reads}
 EPS = 1e-5
 DTYPES = [torch.float32, torch.bfloat16]
 SHAPES = [(3, 5, 12), (257, 6144), (1, 1), (9, 1536), (0, 8)]
@@ -73,3 +75,17 @@ def test_the_moe_path_agrees_with_float64(randn, check, dtype):
     got = _gradients(moe, [t.to(dtype) for t in operands], pull)
     for mine, true in zip(got, want, strict=True):
         assert check.error(mine, true) <= check.bound(dtype, 64)
+
+
+@pytest.mark.parametrize("op", CALLS)
+def test_every_kernel_agrees_with_the_definition_at_a_small_call(check, op):
+    operands = {name: tensor.cuda() for name, tensor in CALLS[op].operands().items()}
+    with kernels.use_backend("triton"):
+        got = CALLS[op](**operands)
+    with kernels.use_backend("numpy"):
+        want = CALLS[op](**CALLS[op].operands())
+    half = any(tensor.dtype == torch.bfloat16 for tensor in operands.values())
+    for mine, true in zip(got, want, strict=True):
+        assert check.error(mine.float(), true.float()) <= (
+            check.bound(torch.bfloat16) if half else 1e-3
+        )

@@ -73,6 +73,32 @@ def test_every_kernel_reads_as_many_bytes_of_each_operand_as_counted_on_paper(op
     assert read == pytest.approx(dict(CALLS[op].reads))
 
 
+def _gradients(op, operands, backend):
+    """Of the leaves, for a pull that is the same in every form, and the probe of the launches."""
+    from longcat.kernels.proof.probe import probed
+
+    leaves = [operands[name].requires_grad_() for name in CALLS[op].leaves]
+    with kernels.use_backend(backend), probed() as probe:
+        made = [m for m in CALLS[op](**operands) if m.requires_grad]
+        pulls = [torch.linspace(-1, 1, m.numel()).view(m.shape).to(m.dtype) for m in made]
+        return torch.autograd.grad(made, leaves, pulls), probe
+
+
+@pytest.mark.parametrize("op", [name for name, call in CALLS.items() if call.leaves])
+def test_every_gradient_agrees_with_float64_and_is_written_once(check, op):
+    operands = CALLS[op].operands()
+    dtype = next(operands[name].dtype for name in CALLS[op].leaves)
+    wide = {n: t.double() if t.is_floating_point() else t for n, t in operands.items()}
+    got, probe = _gradients(op, operands, "triton")
+    want, _ = _gradients(op, wide, "torch")
+    for mine, true in zip(got, want, strict=True):
+        assert check.error(mine, true) <= check.bound(dtype)
+    for launch in probe.launches:
+        for name, traffic in launch.traffic.items():
+            if traffic.stored and (launch.kernel, name) not in PARTLY_WRITTEN:
+                assert (traffic.written() == 1).all(), f"{launch.kernel}: {name}"
+
+
 @pytest.mark.parametrize("op", [name for name, call in CALLS.items() if call.rows])
 def test_no_tokens_at_all_are_served(op):
     operands = CALLS[op].operands()

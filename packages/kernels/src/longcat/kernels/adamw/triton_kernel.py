@@ -142,5 +142,4 @@ def configurations() -> Iterator[Configuration]:
             constants={"COPY": copy, "ALIGNED": aligned, "BLOCK": BLOCK},
             warps=WARPS,
             needs=("LDG.E.128", "STG.E.128") if aligned else ("LDG.E",),
-            forbids=("ATOM", "RED."),
         )  # fmt: skip

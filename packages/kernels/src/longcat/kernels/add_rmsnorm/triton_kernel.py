@@ -132,6 +132,5 @@ def configurations() -> Iterator[Configuration]:
             divisible=("width",),
             warps=16,
             needs=("LDG.E.128", "STG.E.128"),
-            forbids=("ATOM", "RED."),
             ptx=("cvt.rn.bf16",),
         )

@@ -182,7 +182,7 @@ def configurations() -> Iterator[Configuration]:
         warps=TURNED.warps,
         stages=TURNED.stages,
         needs=("HGMMA.64x128x16",),
-        forbids=("HMMA", "ATOM", "RED."),
+        forbids=("HMMA",),
     )
     for gather in (False, True):
         yield Configuration(
@@ -195,7 +195,7 @@ def configurations() -> Iterator[Configuration]:
             warps=WEIGHT.warps,
             stages=WEIGHT.stages,
             needs=("HGMMA.64x128x16",),
-            forbids=("HMMA", "ATOM", "RED."),
+            forbids=("HMMA",),
         )  # fmt: skip
     yield Configuration(
         kernel=_through_swiglu,

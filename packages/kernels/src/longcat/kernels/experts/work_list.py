@@ -65,5 +65,4 @@ def configurations() -> Iterator[Configuration]:
             name=f"experts list work in {rows}s",
             types={"offsets_ptr": "*i32", "work_ptr": "*i32"},
             constants={"BLOCK_T": rows, "ALL": 1024},
-            forbids=("ATOM", "RED."),
         )

@@ -110,5 +110,4 @@ def configurations() -> Iterator[Configuration]:
             divisible=("stride", "width"),
             warps=launch["num_warps"],
             needs=("LDG.E.128", *(("STG.E.128",) if kernel is _backward else ())),
-            forbids=("ATOM", "RED."),
         )

@@ -221,5 +221,5 @@ def configuration(
         warps=tile.warps,
         stages=tile.stages,
         needs=needs,
-        forbids=("HMMA", "ATOM", "RED."),
+        forbids=("HMMA",),
     )  # fmt: skip

@@ -272,6 +272,7 @@ def configurations() -> Iterator[Configuration]:
                 types=types,
                 constants=constants,
                 divisible=("multicast",),
+                atomic=True,
                 warps=WARPS,
                 needs=(*(needs if reduces else ()), "MEMBAR.ALL.SYS"),
                 ptx=(

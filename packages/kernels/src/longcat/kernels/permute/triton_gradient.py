@@ -92,5 +92,4 @@ def configuration() -> Configuration:
         divisible=("width", "x_stride"),
         warps=_warps(8192),
         needs=("LDG.E.128", "STG.E.128"),
-        forbids=("ATOM", "RED."),
     )  # fmt: skip

@@ -256,6 +256,5 @@ def configurations() -> Iterator[Configuration]:
             constants=constants,
             divisible=("width", "x_stride"),
             needs=needs,
-            forbids=("ATOM", "RED."),
         )
     yield triton_gradient.configuration()

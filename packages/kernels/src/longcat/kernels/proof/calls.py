@@ -6,7 +6,7 @@ Sizes are odd, so that blocks are ragged, and small, for the interpreter takes m
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,12 +25,14 @@ class Call:
 
     rows: the operands that have a dimension of tokens, and which one it is: it may be empty.
     reads: how often the Triton form loads each byte of an operand; an op without one has none.
+    leaves: the operands whose gradients Triton computes as well.
     """
 
     function: Callable[..., Any]
     operands: Callable[[], dict[str, Tensor]]
     rows: Mapping[str, int]
     reads: Mapping[str, float] | None
+    leaves: tuple[str, ...] = ()
 
     def __call__(self, **operands: Tensor) -> list[Tensor]:
         """The results, or what was written in place, as a list."""
@@ -55,7 +57,9 @@ def _plan() -> PermutePlan[Tensor]:
 
 
 def _combine(**operands: Tensor) -> Tensor:
-    return kernels.combine(**operands, plan=PLAN, n_ffn=3)
+    place = getattr(operands["x"], "device", "cpu")
+    fields = {name: getattr(PLAN, name).to(place) for name in ("slots", "tokens", "offsets")}
+    return kernels.combine(**operands, plan=replace(PLAN, **fields), n_ffn=3)
 
 
 def _experts(**operands: Tensor) -> Tensor:
@@ -77,6 +81,7 @@ CALLS: Mapping[str, Call] = {
         operands=lambda: {"logits": _numbers(6, 8), "bias": _numbers(8)},
         rows={"logits": 0},
         reads={"logits": 1, "bias": INTERPRETED},  # once a program
+        leaves=("logits",),
     ),
     "fused_route": Call(
         function=lambda logits, bias, token_mask: kernels.fused_route(
@@ -87,12 +92,14 @@ CALLS: Mapping[str, Call] = {
         },
         rows={"logits": 0, "token_mask": 0},
         reads={"logits": 1, "bias": INTERPRETED, "token_mask": 1},
+        leaves=("logits",),
     ),
     "permute": Call(
         function=lambda x, indices: kernels.permute(x, indices, 3)[0],
         operands=lambda: {"x": _numbers(6, 16, dtype=BF16), "indices": _below(5, 6, 2)},
         rows={"x": 0, "indices": 0},
         reads={"x": len(PLAN.slots) / 6, "indices": 2 * 3},  # to count and to place, each expert
+        leaves=("x",),
     ),
     "combine": Call(
         function=_combine,
@@ -103,6 +110,7 @@ CALLS: Mapping[str, Call] = {
         rows={},  # the plan is for six
         # x of the four tokens that chose an identity expert.
         reads={"y_sorted": 1, "gates": 1, "indices": 1, "x": 4 / 6},
+        leaves=("y_sorted", "gates", "x"),
     ),
     "linear": Call(
         function=kernels.linear,
@@ -122,18 +130,21 @@ CALLS: Mapping[str, Call] = {
         reads={
             "x_sorted": 5 / 6, "rows": 1, "gate_up": 2 / 3, "down": 2 / 3, "offsets": 4 * 5 / 3,
         },
+        leaves=("x_sorted", "gate_up", "down"),
     ),
     "swiglu": Call(
         function=kernels.swiglu,
         operands=lambda: {"gate": _numbers(6, 24), "up": _numbers(6, 24, seed=4)},
         rows={"gate": 0, "up": 0},
         reads={"gate": 1, "up": 1},
+        leaves=("gate", "up"),
     ),
     "rmsnorm": Call(
         function=lambda x, weight: kernels.rmsnorm(x, weight, 1e-5),
         operands=lambda: {"x": _numbers(6, 24), "weight": _numbers(24)},
         rows={"x": 0},
         reads={"x": 1, "weight": 6},  # of each row; it stays in the cache
+        leaves=("x", "weight"),
     ),
     "add_rmsnorm": Call(
         function=lambda x, residual, weight: kernels.add_rmsnorm(x, residual, weight, 1e-5),
@@ -142,6 +153,7 @@ CALLS: Mapping[str, Call] = {
         },
         rows={"x": 0, "residual": 0},
         reads={"x": 1, "residual": 1, "weight": 6},
+        leaves=("x", "residual", "weight"),
     ),
     "rope": Call(
         function=kernels.rope,
@@ -150,6 +162,7 @@ CALLS: Mapping[str, Call] = {
         },
         rows={"x": 1, "positions": 1},
         reads={"x": 1, "positions": 1, "inv_freq": 6},  # of each token
+        leaves=("x",),
     ),
     "latent_write": Call(
         function=lambda **operands: kernels.latent_write(**operands, eps=1e-6, alpha=2.0),
@@ -191,6 +204,7 @@ CALLS: Mapping[str, Call] = {
         },
         rows={"q": 1, "mask": 1},
         reads={"q": 1, "k": 1, "v": 1, "mask": 2},  # the mask of each head
+        leaves=("q", "k", "v"),
     ),
     "quantise_rows": Call(
         function=kernels.quantise_rows,
@@ -245,12 +259,14 @@ CALLS: Mapping[str, Call] = {
         operands=lambda: {"logits": _numbers(5, 20), "targets": _below(20, 5)},
         rows={"logits": 0, "targets": 0},
         reads={"logits": 21 / 20, "targets": 1},  # the target's once more
+        leaves=("logits",),
     ),
     "hidden_z_loss": Call(
         function=lambda last_layer, token_mask: kernels.hidden_z_loss(last_layer, 0.1, token_mask),
         operands=lambda: {"last_layer": _numbers(5, 20), "token_mask": _below(2, 5) == 0},
         rows={"last_layer": 0, "token_mask": 0},
         reads={"last_layer": 1, "token_mask": 0},  # torch counts the tokens
+        leaves=("last_layer",),
     ),
     "scatter_add": Call(
         function=lambda values, index: kernels.scatter_add(values, index, 4),

@@ -25,7 +25,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.experimental.gluon._runtime import GluonASTSource
 
+import longcat.kernels as kernels
 from longcat.kernels.proof import machine_code
+from longcat.kernels.proof.calls import CALLS
 from longcat.kernels.proof.configuration import Configuration
 
 OPS = tuple(
@@ -102,7 +104,7 @@ def _breaches(configuration: Configuration, one: Compiled, ptx: str) -> Iterator
     for text in configuration.ptx:
         if text not in ptx:
             yield f"{name}: its PTX lacks {text}"
-    for forbidden in (*configuration.forbids, *(() if configuration.stack else ("LDL", "STL"))):
+    for forbidden in configuration.never():
         if present(forbidden):
             yield f"{name}: must not contain {forbidden}"
     if one.stack > configuration.stack:
@@ -117,10 +119,36 @@ def row(one: Compiled) -> str:
     return f"| {one.name} | {one.registers} | {one.stack} | {one.shared} | {counts} |"
 
 
+def demands(op: str) -> str:
+    """One line of the table of demands: what the op's machine code must and must not contain."""
+    given = list(configurations(op))
+    public = [n for n in CALLS if getattr(kernels, n).__module__ == f"longcat.kernels.{op}"]
+    leaves = [leaf for name in public for leaf in CALLS[name].leaves]
+    needs = dict.fromkeys(need for one in given for need in (*one.needs, *one.ptx))
+    # What only some must not contain is left out: one tile's instruction is another's fault.
+    never = [n for n in given[0].never() if all(n in one.never() for one in given)]
+    cells = (
+        f"[{op}](../{op}/README.md)",
+        ", ".join(public) or "-",
+        ", ".join(dict.fromkeys(leaves)) or "-",
+        str(len(given)),
+        ", ".join(needs),
+        ", ".join(never),
+    )
+    return f"| {' | '.join(cells)} |"
+
+
 def table(made: list[Compiled]) -> str:
     """The committed page."""
     head = [
         "# Generated code",
+        "",
+        "What the kernels of an op must contain, each of them or some, as prefixes of SASS "
+        "instructions or as pieces of PTX; what none of them may; whose gradients Triton computes.",
+        "",
+        "| folder | ops | gradients of | configurations | must contain | must not contain |",
+        "|---|---|---|---|---|---|",
+        *(demands(op) for op in OPS),
         "",
         f"Made by `make codegen` with Triton {triton.__version__} for sm_90a; a test compares it "
         "with what the compiler makes today.",

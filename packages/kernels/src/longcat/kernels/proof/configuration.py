@@ -21,6 +21,8 @@ class Configuration:
     needs, forbids: instructions, as prefixes of SASS mnemonics ("HGMMA.64x16x16").
     ptx: what the PTX must contain, for what has no mnemonic of its own ("multimem.st").
     stack: bytes of local memory allowed; 0 unless a spill is known and told.
+    atomic: it adds with atomics, on purpose; no other kernel may, for its bits would then depend on
+        who comes first.
     gluon: the kernel is written in Gluon.
     """
 
@@ -35,7 +37,13 @@ class Configuration:
     forbids: tuple[str, ...] = ()
     ptx: tuple[str, ...] = ()
     stack: int = 0
+    atomic: bool = False
     gluon: bool = False
+
+    def never(self) -> tuple[str, ...]:
+        """What its instructions must not begin with, spills and atomics included."""
+        spills = () if self.stack else ("LDL", "STL")
+        return (*self.forbids, *spills, *(() if self.atomic else ("ATOM", "RED")))
 
     def signature(self) -> dict[str, str]:
         """The type of every argument, "constexpr" for constants."""

@@ -191,7 +191,6 @@ def configurations() -> Iterator[Configuration]:
             divisible=("n_experts", "n_ffn", "logits_stride"),
             warps=WARPS,
             needs=("LDG.E.128",),
-            forbids=("ATOM", "RED."),
         )
     yield Configuration(
         kernel=_gradient,
@@ -201,5 +200,4 @@ def configurations() -> Iterator[Configuration]:
         divisible=("n_experts", "n_ffn"),
         warps=WARPS,
         needs=("LDG.E.128", "STG.E.128"),
-        forbids=("ATOM", "RED."),
     )

@@ -202,7 +202,7 @@ def configurations() -> Iterator[Configuration]:
     constants: dict[str, int] = {"BLOCK": BLOCK, "DIGITS": DIGITS}
     yield Configuration(
         kernel=_keep_top, name="sampling keep_top", types=types, constants=constants,
-        divisible=("width", "stride"), warps=8, needs=("LDG.E.128",), forbids=("ATOM", "RED."),
+        divisible=("width", "stride"), warps=8, needs=("LDG.E.128",),
     )  # fmt: skip
     for drafts in (1, 3):
         yield Configuration(

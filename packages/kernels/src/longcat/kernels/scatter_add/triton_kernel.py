@@ -63,5 +63,4 @@ def configurations() -> Iterator[Configuration]:
         constants={"BLOCK": COLUMNS},
         divisible=("width", "stride"),
         needs=("LDG.E.128", "STG.E.128"),
-        forbids=("ATOM", "RED."),
     )
