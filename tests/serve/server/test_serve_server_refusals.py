@@ -142,6 +142,19 @@ def test_a_bad_chat_is_a_400_that_names_the_field(
     ask(scenario)
 
 
+@pytest.mark.parametrize(("name", "value"), [("min_tokens", 1), ("ignore_eos", True)])
+def test_what_contradicts_a_form_is_refused_by_name(ask: Ask, name: str, value: Any) -> None:
+    async def scenario(server: Any) -> None:
+        server.service.constraints = lambda spec: None
+        body = TEXT | {"structured_outputs": {"regex": "a"}, name: value}
+        told = await refused(server, "/v1/completions", 400, name, json=body)
+        assert "which decides where it ends" in told
+        schema = {"response_format": {"type": "json_object"}, name: value}
+        await refused(server, "/v1/chat/completions", 400, name, json=CHAT | schema)
+
+    ask(scenario)
+
+
 def test_null_in_a_field_that_is_not_honoured_is_as_good_as_none(ask: Ask) -> None:
     async def scenario(server: Any) -> None:
         body = CHAT | {"store": False, "audio": None, "metadata": None, "service_tier": "auto"}

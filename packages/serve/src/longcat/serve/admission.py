@@ -27,8 +27,9 @@ def check_request(request: Request, model: PagedModel, room: int, *, speaks: boo
             )
     if params.stop and not speaks:
         raise ValueError("stop needs an engine with a tokenizer")
-    if params.constraint is not None and params.min_tokens:
-        raise ValueError("min_tokens contradicts constraint, which decides where text ends")
+    for name in ("min_tokens", "ignore_eos"):
+        if params.constraint is not None and getattr(params, name):
+            raise ValueError(f"{name} contradicts constraint, which decides where text ends")
 
 
 def check_dtype(config: EngineConfig, dtype: torch.dtype) -> None:

@@ -54,7 +54,8 @@ class Penalties:
             if not p.edits_logits:
                 continue
             if p.logit_bias:
-                bias[row, list(p.logit_bias)] = torch.tensor(list(p.logit_bias.values()))
+                values = torch.tensor(list(p.logit_bias.values()), dtype=torch.float32)
+                bias[row, list(p.logit_bias)] = values
             prompted[row, list(prompt)] = True
             counts[row].index_add_(
                 0, torch.tensor(list(text), dtype=torch.int64), torch.ones(len(text))

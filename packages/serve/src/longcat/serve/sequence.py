@@ -127,7 +127,9 @@ class Sequence:
                     return count
             long_enough = len(self.tokens) - self.prompt_length > self.params.min_tokens
             stopped = self._show(token, long_enough)
-            if stopped:
+            if stopped or (
+                self._eos is None and self.constraint is not None and self.constraint.finished
+            ):
                 self.finish_reason = "stop"
             elif token.id in self.enders:
                 self.finish_reason = "stop"

@@ -135,13 +135,14 @@ class SamplingFields(Strict):
                 param="min_tokens",
                 code="invalid_value",
             )
-        if constraint is not None and self.min_tokens:
-            raise ApiError(
-                400,
-                "min_tokens contradicts a form of the text, which decides where it ends",
-                param="min_tokens",
-                code="invalid_value",
-            )
+        for name in ("min_tokens", "ignore_eos"):
+            if constraint is not None and getattr(self, name):
+                raise ApiError(
+                    400,
+                    f"{name} contradicts a form of the text, which decides where it ends",
+                    param=name,
+                    code="invalid_value",
+                )
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         return SamplingParams(
             temperature=1.0 if self.temperature is None else self.temperature,
