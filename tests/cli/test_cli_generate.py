@@ -16,6 +16,7 @@ from longcat.cli.models import FoundModel, find_model, newest_run, open_model, s
 from longcat.cli.stream import TokenPrinter
 from longcat.cli.ui.theme import THEME
 from longcat.flash.int8 import Int8Linear
+from longcat.serve import SamplingParams
 
 PROMPT = "def main("
 
@@ -230,14 +231,11 @@ def test_on_a_terminal_drafted_tokens_are_coloured_and_control_characters_are_no
 
 
 def test_the_closing_line_reports_the_measured_counts() -> None:
-    from longcat.serve import DecodeStats
-
     class Finished:
-        stats = DecodeStats(
-            prompt_tokens=3, tokens=19, steps=10, drafted_at=(10,), accepted_at=(8,)
-        )
-        greedy = False
-        seed = 42
+        tokens = (None,) * 19
+        acceptance = 0.8
+        tokens_per_step = 1.8
+        params = SamplingParams(temperature=1.0, seed=42)
 
     said = summary(Finished(), 2.0)  # type: ignore[arg-type]
     assert said == (

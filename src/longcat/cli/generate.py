@@ -1,6 +1,5 @@
 """`longcat generate`: continue a prompt, token by token, with the MTP head as the draft."""
 
-import codecs
 import json
 import os
 import sys
@@ -24,8 +23,8 @@ from longcat.cli.models import (
 from longcat.cli.stream import TokenPrinter
 
 if TYPE_CHECKING:
+    from longcat.cli.continuation import Continuation
     from longcat.flash.tokenizer import Tokenizer
-    from longcat.serve import Decoding, Token
 
 DEFAULT_MAX_TOKENS = 200
 
@@ -69,7 +68,7 @@ def command(
             show_default="if the model has one",
         ),
     ] = None,
-    drafts: Annotated[int, typer.Option(min=1, help="Drafts per step.")] = 1,
+    drafts: Annotated[int, typer.Option(min=1, max=3, help="Drafts per step.")] = 1,
     backend: Annotated[
         Backend | None,
         typer.Option(help="Which form of every operation.", show_default="by device"),
@@ -88,7 +87,9 @@ def command(
 
     From a pipe: echo "import os" | longcat generate --prompt - --temperature 1
     """
-    from longcat.serve import SamplingParams, decode
+    from longcat.cli.continuation import Continuation
+    from longcat.flash.packed import as_served
+    from longcat.serve import SamplingParams
 
     # Checked before anything is loaded: the limit itself is known only with the model.
     params = SamplingParams(
@@ -106,23 +107,27 @@ def command(
     if max_tokens is None:
         room = max(1, flash.max_position - len(prompt_ids))
         params = SamplingParams(**{**vars(params), "max_tokens": min(DEFAULT_MAX_TOKENS, room)})
-    decoding = decode(flash, prompt_ids, params, speculative, drafts)
+    if speculative and not flash.has_draft_head:
+        typer.echo(f"{found.directory} has no MTP head: decoding without drafts", err=True)
+    served = flash if backend else as_served(flash)  # the readable form has every backend
+    del flash
+    text = Continuation(served, prompt_ids, params, 0 if speculative is False else drafts)
     with _using(backend):
         if as_json:
             started = time.perf_counter()
-            tokens = list(decoding)
-            seconds = time.perf_counter() - started
-            document = _document(found, data, tokens, decoding, seconds, tokenizer)
+            for _ in text:
+                pass
+            document = _document(found, data, text, time.perf_counter() - started, tokenizer)
             if chat:
-                document["reply"] = _reply(tokenizer, [token.id for token in tokens])
+                document["reply"] = _reply(tokenizer, [token.id for token in text.tokens])
             typer.echo(json.dumps(document, indent=2))
             return
         if chat:
             from longcat.flash.chat import reply_bytes
 
-            _stream(found, b"", decoding, reply_bytes(tokenizer, end=False))
+            _stream(found, b"", text, reply_bytes(tokenizer, end=False))
         else:
-            _stream(found, data, decoding, tokenizer.token_bytes())
+            _stream(found, data, text, tokenizer.token_bytes())
 
 
 def chat_prompt(tokenizer: "Tokenizer", text: str, system: str | None) -> list[int]:
@@ -152,7 +157,7 @@ def _using(backend: Backend | None) -> Any:
     return use_backend(backend.value)
 
 
-def _stream(found: FoundModel, prompt: bytes, decoding: "Decoding", table: list[bytes]) -> None:
+def _stream(found: FoundModel, prompt: bytes, text: "Continuation", table: list[bytes]) -> None:
     from longcat.cli.ui.theme import make_console
 
     notes = make_console(stderr=True)
@@ -162,62 +167,54 @@ def _stream(found: FoundModel, prompt: bytes, decoding: "Decoding", table: list[
     printer.prompt(prompt)
     started = time.perf_counter()
     try:
-        for token in decoding:
+        for token in text:
             printer.token(table[token.id] if token.id < len(table) else b"", token.drafted)
     finally:
         printer.close()
-        if decoding.stats.tokens:  # interrupted or not
+        if text.tokens:  # interrupted or not
             seconds = time.perf_counter() - started
-            notes.print(summary(decoding, seconds), style="note", soft_wrap=True)
+            notes.print(summary(text, seconds), style="note", soft_wrap=True)
 
 
-def summary(decoding: "Decoding", seconds: float) -> str:
+def summary(text: "Continuation", seconds: float) -> str:
     """The closing line: tokens/s, acceptance, tokens per step, and the seed of a random text."""
-    stats = decoding.stats
+    count = len(text.tokens)
     parts = [
-        f"{stats.tokens} tokens in {seconds:.2f} s",
-        f"{stats.tokens / seconds if seconds else 0.0:.1f} tokens/s",
+        f"{count} tokens in {seconds:.2f} s",
+        f"{count / seconds if seconds else 0.0:.1f} tokens/s",
     ]
-    if stats.drafted:
+    if text.acceptance is not None:
         parts += [
-            f"{stats.acceptance:.1%} of drafts accepted",
-            f"{stats.tokens_per_step:.2f} tokens per step",
+            f"{text.acceptance:.1%} of drafts accepted",
+            f"{text.tokens_per_step:.2f} tokens per step",
         ]
     else:
         parts.append("no drafts")
-    if not decoding.greedy:
-        parts.append(f"seed {decoding.seed}")
+    if not text.params.greedy:
+        parts.append(f"seed {text.params.seed}")
     return ", ".join(parts)
 
 
 def _document(
-    found: FoundModel,
-    prompt: bytes,
-    tokens: "list[Token]",
-    decoding: "Decoding",
-    seconds: float,
-    tokenizer: "Tokenizer",
+    found: FoundModel, prompt: bytes, text: "Continuation", seconds: float, tokenizer: "Tokenizer"
 ) -> dict[str, Any]:
-    stats = decoding.stats
-    table = tokenizer.token_bytes()
-    text = codecs.decode(
-        b"".join(table[t.id] if t.id < len(table) else b"" for t in tokens), "utf-8", "replace"
-    )
+    table, count = tokenizer.token_bytes(), len(text.tokens)
+    data = b"".join(table[token.id] if token.id < len(table) else b"" for token in text.tokens)
     return {
         "model": str(found.directory),
         "prompt": prompt.decode("utf-8", "replace"),
-        "text": text,
-        "finish_reason": decoding.finish_reason,
-        "token_ids": [token.id for token in tokens],
-        "drafted_and_accepted": [token.drafted for token in tokens],
-        "prompt_tokens": stats.prompt_tokens,
-        "tokens": stats.tokens,
-        "steps": stats.steps,
-        "drafted": stats.drafted,
-        "accepted": stats.accepted,
-        "acceptance": stats.acceptance if stats.drafted else None,
-        "tokens_per_step": stats.tokens_per_step,
+        "text": data.decode("utf-8", "replace"),
+        "finish_reason": text.finish_reason,
+        "token_ids": [token.id for token in text.tokens],
+        "drafted_and_accepted": [token.drafted for token in text.tokens],
+        "prompt_tokens": len(text.prompt_ids),
+        "tokens": count,
+        "steps": text.steps,
+        "drafted": text.drafted,
+        "accepted": text.accepted,
+        "acceptance": text.acceptance,
+        "tokens_per_step": text.tokens_per_step,
         "seconds": seconds,
-        "tokens_per_s": stats.tokens / seconds if seconds else 0.0,
-        "seed": None if decoding.greedy else decoding.seed,
+        "tokens_per_s": count / seconds if seconds else 0.0,
+        "seed": None if text.params.greedy else text.params.seed,
     }

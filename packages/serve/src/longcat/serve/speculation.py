@@ -15,6 +15,10 @@ position) that the draft shares (`longcat.serve.reference`). So the text is the 
 draft head, and a bad head costs speed, never correctness. (To rounding: a pass over g+1 tokens
 may break a near-tie otherwise than g+1 passes; `longcat.kernels.exact()` excludes that.)
 
+The engine does the same for many sequences at once, over pages (`longcat.serve.step`), and faster
+for one too. This is the form to read, and what the engine's tokens are held to; it also tells what
+the engine does not count, drafts behind a refused one.
+
 Source: report section 2.4 (head, acceptance) and section 5 (speculative decoding).
 """
 
