@@ -187,7 +187,10 @@ def all_reduce(x: Tensor, memory: SymmetricMemory, shots: int) -> Tensor:
 
 def all_gather(x: Tensor, counts: Sequence[int], memory: SymmetricMemory) -> Tensor:
     """Everyone's rows, to the memory."""
-    launch_all_gather(x.contiguous(), _ends(x, counts), memory)
+    dense = x.contiguous()
+    if dense.data_ptr() % ALIGNMENT:  # a slice that begins within a unit
+        dense = dense.clone()
+    launch_all_gather(dense, _ends(x, counts), memory)
     rows, width = sum(counts), x.shape[1]
     return memory.buffer[: rows * width * x.element_size()].view(x.dtype).view(rows, width)
 
