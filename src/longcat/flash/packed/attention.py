@@ -71,8 +71,9 @@ class Places:
             seen = group.mask
             if seen is None:
                 seen = prefill.causal_mask(width, group.latents.shape[1], self._cos.device)[None]
-            known = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, -torch.inf)
-            known = self._unseen[group.tokens.start] = known.repeat_interleave(heads, dim=1)
+            known = torch.where(seen, 0.0, -torch.inf).to(dtype)
+            known = known.unsqueeze(2).expand(-1, -1, heads, -1).flatten(1, 2)
+            self._unseen[group.tokens.start] = known
         return known
 
 

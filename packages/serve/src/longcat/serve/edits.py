@@ -6,7 +6,7 @@ place behind drafts counts them as text.
 Shape legend: R rows, g drafts, W = g+1 places, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,8 +35,8 @@ class Penalties:
     def of(
         cls,
         params: Sequence[SamplingParams],
-        prompts: Sequence[Sequence[int]],
-        texts: Sequence[Sequence[int]],
+        prompts: Iterable[Sequence[int]],
+        texts: Iterable[Sequence[int]],
         vocab_size: int,
         device: torch.device | str = "cpu",
     ) -> "Penalties | None":

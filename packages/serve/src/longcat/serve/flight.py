@@ -103,17 +103,8 @@ def _packed(outcome: Outcome, judged: Drafts) -> Tensor:
     """All that the host needs of each row, for one transfer: tokens, accepted, finite, how many
     drafts counted, how many do next, and those.
     """
-    return torch.cat(
-        [
-            outcome.tokens,
-            outcome.accepted.unsqueeze(1),
-            outcome.finite.long().unsqueeze(1),
-            judged.usable.unsqueeze(1),
-            outcome.drafts.usable.unsqueeze(1),
-            outcome.drafts.tokens,
-        ],
-        dim=1,
-    )
+    numbers = [outcome.accepted, outcome.finite, judged.usable, outcome.drafts.usable]
+    return torch.cat([outcome.tokens, torch.stack(numbers, dim=1), outcome.drafts.tokens], dim=1)
 
 
 class _Fetched:

@@ -79,19 +79,19 @@ class Group(NamedTuple):
 class Layer:
     """One attention's latents in one pass; a `longcat.attention.RaggedCache`.
 
+    store is [pages, page_size, C+R], and row the same latents as [1, pages*page_size, C+R];
     written is told of what has been stored: slots [T] and latents [T, C+R].
     """
 
     def __init__(
         self,
         store: Tensor,
+        row: Tensor,
         ragged: Ragged,
         latent_rank: int,
         written: Callable[[Tensor, Tensor], None] | None = None,
     ) -> None:
-        self._store = store
-        self._width = store.shape[-1]
-        self._row = store.view(1, -1, self._width)
+        self._store, self._row = store, row
         self._ragged = ragged
         self._rank = latent_rank
         self._written = written
@@ -108,7 +108,7 @@ class Layer:
         groups = []
         for r in self._ragged.rectangles:
             batch = r.table.shape[0]
-            latents = self._store.index_select(0, r.pages).view(batch, -1, self._width)
+            latents = self._store.index_select(0, r.pages).view(batch, -1, self._row.shape[2])
             if r.length is not None:
                 latents = latents[:, : r.length]
             groups.append(
@@ -147,6 +147,7 @@ class Latents:
             for _ in range(layout.target_attentions + layout.draft_attentions)
         ]
 
+        self._rows = [store.flatten(0, 1).unsqueeze(0) for store in self.stores]
         self._hidden: Tensor | None = None
 
     def keep_hidden(self, slots: Tensor, hidden: Tensor) -> None:
@@ -179,7 +180,13 @@ class Latents:
     def _layers(self, first: int, end: int, ragged: Ragged) -> list[Layer]:
         rank, told = self._layout.latent_rank, self.written
         return [
-            Layer(self.stores[i], ragged, rank, None if told is None else partial(told, i))
+            Layer(
+                self.stores[i],
+                self._rows[i],
+                ragged,
+                rank,
+                None if told is None else partial(told, i),
+            )
             for i in range(first, end)
         ]
 

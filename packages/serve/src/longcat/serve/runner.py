@@ -81,17 +81,18 @@ def _rows(model: PagedModel, sequences: Seq[Sequence], device: torch.device) -> 
             guessing=_column([p.acceptance == "target-only" for p in params], device),
         )
     numbers = [
-        (len(s.tokens) - 1, s.tokens[-1], len(own)) for s, own in zip(sequences, known, strict=True)
+        [len(s.tokens) - 1, s.tokens[-1], len(own), s.params.speculative is not False, *own]
+        for s, own in zip(sequences, known, strict=True)
     ]
-    sent = send(torch.tensor(numbers, dtype=torch.int64).view(-1, 3), device)
-    lengths, last, usable = sent.unbind(1)
+    sent = _padded(numbers, drafts + 4, device)
+    lengths, last, usable, speculate = sent[:, :4].unbind(1)
     return Rows(
         table=_table([s.pages for s in sequences], device),
         lengths=lengths,
         last=last,
-        speculate=_column([p.speculative is not False for p in params], device)[:, 0],
+        speculate=speculate.bool(),
         drafts=Drafts(
-            tokens=_padded(known, drafts, device),
+            tokens=sent[:, 4:],
             usable=usable,
             q=None if rules is None else _qs(sequences, drafts, model.vocab_size, device),
         ),
@@ -101,8 +102,8 @@ def _rows(model: PagedModel, sequences: Seq[Sequence], device: torch.device) -> 
         rules=rules,
         penalties=Penalties.of(
             params,
-            [s.request.prompt_ids for s in sequences],
-            [s.text for s in sequences],
+            (s.request.prompt_ids for s in sequences),
+            (s.text for s in sequences),
             model.vocab_size,
             device,
         ),

@@ -132,8 +132,7 @@ def step(
     raw = model.logits(hidden[: fed.numel()]).view(*fed.shape, model.vocab_size)
     logits = _edited(raw, rows)
     tokens, accepted = judge(logits, rows.drafts, rows.sampler, rows.rules, places + 1)
-    place = torch.arange(len(fed), device=fed.device)
-    last = tokens[place, accepted]
+    last = tokens.gather(1, accepted.unsqueeze(1)).squeeze(1)
     after = replace(
         rows,
         lengths=rows.lengths + accepted + 1,
@@ -145,6 +144,7 @@ def step(
     if proposals or extend:
         next_ids = torch.cat([tokens.flatten(), *(chunk.next_ids for chunk in chunks)])
         own = model.draft_paged(next_ids, hidden, positions, latents.draft(ragged))
+        place = torch.arange(len(fed), device=fed.device)
         of_last = own[place * width + accepted]
         guesses = proposals if len(fed) else 0  # chunks alone: nobody to draft for
         if guesses:

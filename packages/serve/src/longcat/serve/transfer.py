@@ -13,7 +13,10 @@ from torch import Tensor
 
 def send(tensor: Tensor, device: torch.device | str) -> Tensor:
     """A tensor of the host on the device, in the order of what is launched there."""
-    if torch.device(device).type != "cuda":
+    kind = torch.device(device).type
+    if kind == "cpu":
+        return tensor
+    if kind != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
 
