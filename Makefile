@@ -59,7 +59,7 @@ test-isolated: $(DEV)  ## install each package alone from its wheel and run its 
 lint: $(DEV)  ## ruff, mypy --strict, the import contracts, the layout rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy src $(PARTS_SRC) tools/check_layout.py tools/test_isolated.py tools/nano_card.py
+	$(BIN)/mypy src $(PARTS_SRC) tools/check_layout.py tools/test_isolated.py tools/nano_card.py tools/site.py
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python tools/check_layout.py
 
@@ -72,9 +72,10 @@ demo: $(RUN)  ## play every walkthrough; fails when a claim fails
 docs: $(DEV)  ## build the site into site/, executing every tutorial; works offline
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet && echo "built: site/index.html"
 
-codegen: $(DEV)  ## compile every Triton kernel for sm_90a (no GPU needed) and write the table of generated code
+codegen: $(DEV)  ## compile every Triton kernel for sm_90a (no GPU needed) and write the tables of generated code and limits
 	@env -u TRITON_INTERPRET TRITON_CACHE_DIR=$$(mktemp -d) $(BIN)/python -m longcat.kernels.proof.codegen \
 	  --write packages/kernels/src/longcat/kernels/proof/generated_code.md
+	@$(BIN)/python -m longcat.kernels.proof.roofline --write packages/kernels/src/longcat/kernels/proof/roofline.md
 
 bench: $(DEV)  ## measure kernels, training and serving on the CPU, the last two against transformers
 	@$(BIN)/longcat bench kernels

@@ -2,11 +2,14 @@
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from mkdocs.exceptions import PluginError
 
 from longcat.cli.ui.theme import ROLES
 
@@ -73,6 +76,17 @@ def test_the_site_has_the_five_colours_of_the_terminal() -> None:
     first = style[style.index(":root") :].split("}", 1)[0]
     found = dict(re.findall(r"--(\w+): (#[0-9a-f]{6});", first))
     assert found == ROLES
+
+
+def test_a_page_whose_example_failed_ends_the_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    hooks = runpy.run_path(str(ROOT / "tools/site.py"))
+    assert os.environ["TRITON_INTERPRET"] == "1"
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="tutorials/08-swapab.md"))
+    assert hooks["on_page_content"]("<p>fine</p>", page=page) == "<p>fine</p>"
+    with pytest.raises(PluginError, match=r"08-swapab\.md: an example failed"):
+        hooks["on_page_content"]("<span>Traceback (most recent call last):</span>", page=page)
+    assert "hooks: [tools/site.py]" in (ROOT / "mkdocs.yml").read_text()
 
 
 def test_every_page_is_in_the_navigation() -> None:
