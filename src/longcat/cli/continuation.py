@@ -41,6 +41,7 @@ class Continuation:
             token_budget=_CHUNK,
             prefix_cache=False,
             num_drafts=drafts,
+            graphs=False,  # they are made for each shape, and one text has many shapes
         )
         self._engine = Engine(model, None, config)
         self._engine.add(Request(request_id="0", prompt_ids=self.prompt_ids, params=self.params))
