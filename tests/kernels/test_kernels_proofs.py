@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import longcat.kernels as kernels
+from longcat.kernels.programs import INTERPRETED
 
 pytest.importorskip("triton")
 
@@ -97,6 +98,33 @@ def test_every_gradient_agrees_with_float64_and_is_written_once(check, op):
         for name, traffic in launch.traffic.items():
             if traffic.stored and (launch.kernel, name) not in PARTLY_WRITTEN:
                 assert (traffic.written() == 1).all(), f"{launch.kernel}: {name}"
+
+
+# How often a gradient's kernel loads each byte of what it is given; those of the other ops are
+# counted in their own files. Three programs share the rows, and each reads the weight.
+BACKWARD = {
+    "rmsnorm": ("_backward", {"grad": 1, "x": 1, "inverse": 1, "weight": INTERPRETED}),
+    "add_rmsnorm": (
+        "_backward",
+        {"grad": 1, "grad_total": 1, "total": 1, "inverse": 1, "weight": INTERPRETED},
+    ),
+    "fused_route": (
+        "_gradient",
+        {"scores": 1, "indices": 1, "grad_scores": 1, "grad_gates": 1, "grad_identity": 1},
+    ),
+    "permute": ("_combine", {"y": 1, "rows": 8 / 12, "indices": 1, "gates": 0}),
+    "swiglu": ("_backward", {"grad": 1, "gate": 1, "up": 1}),
+    "hidden_z_loss": ("_backward", {"z": 1, "log_sums": 1, "factors": 1}),
+}
+
+
+@pytest.mark.parametrize("op", BACKWARD)
+def test_a_gradient_reads_as_many_bytes_as_counted_on_paper(op):
+    kernel, counted = BACKWARD[op]
+    launch = _gradients(op, CALLS[op].operands(), "triton")[1][kernel]
+    given = {name: launch[f"{name}_ptr"] for name in counted}
+    read = {name: traffic.loaded / traffic.nbytes for name, traffic in given.items()}
+    assert read == pytest.approx(counted)
 
 
 @pytest.mark.parametrize("op", [name for name, call in CALLS.items() if call.rows])
