@@ -201,6 +201,19 @@ def test_spare_rows_and_control_tokens_are_never_allowed(compiler: ConstraintCom
     assert not row[len(TOKENS) :].any()
 
 
+def test_a_control_token_that_a_form_names_is_the_only_one_allowed(
+    compiler: ConstraintCompiler,
+) -> None:
+    """Not its neighbours without a text, nor the byte that no text has."""
+    opening, closing = 1, WIDTH - 1
+    grammar = f'start: call+\ncall: <[{opening}]> "a" <[{closing}]>'
+    constraint = compiler(ConstraintSpec(grammar=grammar))
+    for token in (opening, 2 + ord("a"), closing):
+        assert np.flatnonzero(constraint.mask([])[0]).tolist() == [token]
+        constraint.advance([token])
+    assert np.flatnonzero(constraint.mask([])[0]).tolist() == [EOS, opening]
+
+
 def test_a_token_out_of_form_is_refused(compiler: ConstraintCompiler) -> None:
     constraint = compiler(ConstraintSpec(regex="ab"))
     for token in (EOS, 2 + ord("b")):
@@ -254,37 +267,6 @@ def test_a_form_that_cannot_be_honoured_is_refused_by_field_in_one_line(
 def test_a_form_without_a_text_is_refused(compiler: ConstraintCompiler) -> None:
     with pytest.raises(ValueError, match="regex cannot be honoured: no text has this form"):
         compiler(ConstraintSpec(regex="[a&&b]"))
-
-
-ENDLESS = {"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}
-
-
-def test_a_schema_that_must_contain_itself_is_refused(compiler: ConstraintCompiler) -> None:
-    with pytest.raises(ValueError, match=r"^json_schema cannot be honoured: .* never done$"):
-        compiler(ConstraintSpec(json_schema=json.dumps(ENDLESS)))
-
-
-@pytest.mark.parametrize("drafts", [0, 1])
-def test_a_form_that_becomes_endless_on_the_way_fails_without_an_exception(
-    compiler: ConstraintCompiler, drafts: int
-) -> None:
-    schema = {
-        "type": "object",
-        "properties": {"n": {"enum": [1, 2]}, "a": {"$ref": "#/$defs/endless"}},
-        "required": ["n", "a"],
-        "$defs": {"endless": ENDLESS | {"properties": {"a": {"$ref": "#/$defs/endless"}}}},
-    }
-    constraint = compiler(ConstraintSpec(json_schema=json.dumps(schema)))
-    while constraint.failure is None:
-        allowed = np.flatnonzero(constraint.mask([])[0])
-        constraint.redraft([int(allowed[0])] * drafts)
-        constraint.mask([int(allowed[0])] * drafts)
-        constraint.advance([int(allowed[0])])
-    assert "held to its form no longer" in constraint.failure
-    assert "\n" not in constraint.failure
-    assert constraint.mask([5]).all()
-    assert constraint.redraft([5]) == []
-    constraint.advance([5])
 
 
 def test_without_llguidance_a_sentence_says_what_to_install(

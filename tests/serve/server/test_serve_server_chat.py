@@ -261,3 +261,34 @@ def test_response_formats_become_constraints_and_bad_ones_are_refused(ask: Ask) 
             assert answer.json()["error"]["param"] == param
 
     ask(scenario, window=4000)
+
+
+@pytest.mark.parametrize(
+    ("choice", "strict", "param"),
+    [
+        ("required", None, "tools.1.function.parameters"),
+        ({"type": "function", "function": {"name": "bad"}}, None, "tools.1.function.parameters"),
+        ("auto", True, "tools.1.function.parameters"),
+        ({"type": "function", "function": {"name": "f"}}, None, None),
+        ("auto", None, None),
+        ("none", True, None),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_a_schema_that_cannot_be_held_is_refused_by_its_tool(
+    ask: Ask, choice: Any, strict: bool | None, param: str | None
+) -> None:
+    pytest.importorskip("llguidance")
+
+    async def scenario(server: Any) -> None:
+        table = [bytes([b]) for b in range(256)]
+        server.service.constraints = ConstraintCompiler(table, 257, 300)
+        bad = {"type": "object", "properties": {"a": {"not": {}}}}
+        function = {"name": "bad", "parameters": bad, "strict": strict}
+        tools = [tool("f", strict=strict), {"type": "function", "function": function}]
+        answer = await server.post(PATH, BODY | {"tools": tools, "tool_choice": choice})
+        assert answer.status_code == (200 if param is None else 400), answer.text
+        if param is not None:
+            assert answer.json()["error"]["param"] == param
+
+    ask(scenario, window=4000)

@@ -113,6 +113,11 @@ BAD_CHAT = [
     ({"tools": []}, "tools", "at least 1 item"),
     ({"tools": [TOOL, TOOL]}, "tools", "a name of its own"),
     (
+        {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "x"}}}]},
+        "tools.0.function.parameters",
+        "tools.0.function.parameters: arguments are an object, so their type must be so too",
+    ),
+    (
         {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}},
         "tool_choice",
         "not among the tools",

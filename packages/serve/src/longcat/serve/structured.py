@@ -259,12 +259,18 @@ class _Vocabulary:
     def __init__(
         self, token_bytes: Sequence[bytes], eos_token_id: int | None, vocab_size: int
     ) -> None:
-        self.tokens = [*token_bytes[:vocab_size], *[b""] * (vocab_size - len(token_bytes))]
+        tokens = [*token_bytes[:vocab_size], *[b""] * (vocab_size - len(token_bytes))]
         if eos_token_id is None:  # llguidance insists on one: a token that no mask reaches
-            eos_token_id = len(self.tokens)
-            self.tokens.append(b"")
+            eos_token_id = len(tokens)
+            tokens.append(b"")
         self.eos_token_id = eos_token_id
-        self.special_token_ids = [i for i, text in enumerate(self.tokens) if not text]
+        # Control tokens, and what no text in UTF-8 holds. llguidance puts a byte 255 before their
+        # names, and writes the one that a grammar wants by its number as "[7]" behind that byte:
+        # no name may be the beginning of another.
+        self.special_token_ids = [i for i, text in enumerate(tokens) if text[:1] in (b"", b"\xff")]
+        for i in self.special_token_ids:
+            tokens[i] = b"<%d>" % i
+        self.tokens = tokens
         self.encode: Encode = lambda text: []
 
     def __call__(self, text: bytes) -> list[int]:

@@ -16,7 +16,7 @@ from longcat.serve.server.chat_request import ChatRequest
 from longcat.serve.server.documents import described
 from longcat.serve.server.forms import checked, constraint_of
 from longcat.serve.server.service import Service
-from longcat.serve.server.tool_form import tool_form
+from longcat.serve.server.tool_form import held_schemas, tool_form
 
 
 def chat_completions(service: Service) -> APIRouter:
@@ -47,8 +47,9 @@ async def _prepared(service: Service, asked: ChatRequest) -> Answer:
     if constraint is None:
         constraint = await constraint_of(service, asked.structured_outputs, asked.response_format)
     else:
-        param = "tool_choice" if asked.tool_choice not in (None, "auto") else "tools"
-        await checked(service, constraint, param)
+        for place, schema in held_schemas(asked):  # so that a refusal names the tool
+            await checked(service, schema, f"tools.{place}.function.parameters")
+        await checked(service, constraint, "tools")
     limit = "max_tokens" if asked.max_tokens else "max_completion_tokens"
     # A format whose end is no token of the model's is stopped at its text.
     stops = () if form.end in service.tokenizer.markers else (form.end,)

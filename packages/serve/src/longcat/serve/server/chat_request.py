@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from longcat.serve.server.fields import NeverTrue, NotHonoured, Strict, Text
 from longcat.serve.server.sampling_fields import MAX_LOGPROBS, SamplingFields
@@ -66,6 +66,14 @@ class FunctionDefinition(Strict):
     strict: bool | None = Field(
         None, description="True: arguments are held to the parameters by a grammar."
     )
+
+    @field_validator("parameters")
+    @classmethod
+    def _of_an_object(cls, parameters: dict[str, Any] | None) -> dict[str, Any] | None:
+        kind = (parameters or {}).get("type", "object")
+        if kind != "object":
+            raise ValueError(f"arguments are an object, so their type must be so too; got {kind!r}")
+        return parameters
 
 
 class ToolDefinition(Strict):

@@ -75,13 +75,8 @@ def _refusal(errors: Sequence[Any], body: bytes) -> ApiError:
     # Where the type is one of those that may stand here, only what is wrong with it matters.
     deepest = [e for e in deepest if not e["type"].endswith("_type")] or deepest
     expected = " or ".join(dict.fromkeys(e["msg"] for e in deepest))
-    what = param or "the body"
-    return ApiError(
-        400,
-        f"{what}: {expected or said}; got {_shown(error['input'])}",
-        param=param,
-        code="invalid_value",
-    )
+    told = f"{expected}; got {_shown(error['input'])}" if expected else said
+    return ApiError(400, f"{param or 'the body'}: {told}", param=param, code="invalid_value")
 
 
 def _path(loc: Sequence[int | str]) -> list[int | str]:

@@ -7,7 +7,7 @@ A call is written as the model's chat format writes it, and its arguments follow
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from longcat.chat import Template
@@ -17,6 +17,17 @@ from longcat.serve.server.errors import ApiError
 
 # JSON as the rest of the structured output writes it.
 _STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+
+
+def held_schemas(asked: ChatRequest) -> Iterator[tuple[int, ConstraintSpec]]:
+    """The schemas to which the form of a reply holds arguments, with the places of their tools."""
+    choice = asked.tool_choice
+    named = choice.function.name if isinstance(choice, NamedTool) else None
+    for place, tool in enumerate(asked.tools or ()):
+        function = tool.function
+        held = function.strict or choice == "required" or named is not None
+        if held and named in (None, function.name) and function.parameters is not None:
+            yield place, ConstraintSpec(json_schema=json.dumps(function.parameters))
 
 
 def tool_form(
