@@ -2,6 +2,7 @@
 
 import json
 import platform
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -67,20 +68,22 @@ def test_the_file_holds_the_figures_and_the_machine_but_not_its_name(
 
 
 @pytest.mark.usefixtures("one_small_case")
-def test_without_json_a_table_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_json_a_table_is_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     assert main.main(["bench", "kernels", "--rounds", "3", "--out", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
-    for word in (
-        "shape",
-        "us",
-        "TFLOP/s",
-        "GB/s",
-        "% of limit",
-        "x torch",
-        "spin, 4 float32",
-        "load",
-    ):
+    for word in ("shape", "us", "TFLOP/s", "GB/s", "spin, 4 float32", "load"):
         assert word in shown
+    assert re.search(r"spread +% of +x *\n", shown)
+    assert re.search(r"% +TFLOP/s +GB/s +limit +torch *\n", shown)
+
+
+def test_the_table_fits_eighty_columns() -> None:
+    forms = {form for case in table.cases("cpu", Sizes(batch=2, tokens=4, context=8), ["nano"])
+             for form in case.forms}  # fmt: skip
+    assert max(map(len, forms)) <= 20, "the last columns would leave a narrow terminal"
 
 
 def test_forms_take_turns() -> None:

@@ -29,11 +29,11 @@ FURTHEST = 0.03  # relative difference to torch: roundings to bfloat16, and to F
 
 COLUMNS: Columns = {
     "us": ("us", "{:,.1f}"),
-    "spread_%": ("spread %", "{:,.0f}"),
+    "spread_%": ("spread\n%", "{:,.0f}"),
     "TFLOP/s": ("TFLOP/s", "{:.1f}"),
     "GB/s": ("GB/s", "{:,.0f}"),
-    "%_of_limit": ("% of limit", "{:.0f}"),
-    "x_torch": ("x torch", "{:.2f}"),
+    "%_of_limit": ("% of\nlimit", "{:.0f}"),
+    "x_torch": ("x\ntorch", "{:.2f}"),
     "difference": ("difference", "{:.1e}"),
 }
 Form = Callable[[int], object]  # the number of a copy -> what it computes

@@ -48,7 +48,7 @@ def _rope(config: FlashConfig, make: Maker) -> Case:
         "rope both ways",
         f"B={batch} T={tokens} H={heads} R={width}",
         {
-            "cos and sin of halves": both_ways(lambda x: _turned(x, positions, frequencies), x),
+            "cos and sin apart": both_ways(lambda x: _turned(x, positions, frequencies), x),
             "ours": both_ways(lambda x: kernels.rope(x, positions, frequencies), x),
         },
         numbers=4 * x.numel(),
@@ -80,8 +80,8 @@ def _prefill(config: FlashConfig, make: Maker) -> Case:
         "mla_prefill both ways",
         f"B={batch} T={tokens} H={heads} {width}|{values}",
         {
-            "F.scaled_dot_product_attention": both_ways(unequal, q, k, v),
-            "the same, values padded": both_ways(padded, q, k, v),
+            "torch's attention": both_ways(unequal, q, k, v),
+            "its values padded": both_ways(padded, q, k, v),
             "ours": both_ways(ours, q, k, v),
         },
         numbers=batch * tokens * heads * (6 * width + 5 * values),
@@ -169,7 +169,7 @@ def _write(config: FlashConfig, make: Maker) -> Case:
         "latent_write",
         f"T={rows} {wide}+{rope}",
         {
-            "norm, rotate, store[slots]": plain,
+            "norm, rope, put": plain,
             "ours": lambda: kernels.latent_write(*operands),
         },
         numbers=2 * compressed.numel(),

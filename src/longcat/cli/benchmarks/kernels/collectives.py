@@ -66,7 +66,7 @@ def rows(rounds: int, limit: dict[str, float]) -> list[Row]:
                 "%_of_limit": 100 * moved / limit["bytes/s"] / one.wall,
                 "x_torch": plain / one.wall,
             }
-            shape = f"{WORLD} processes, {ROWS}x{WIDTH} bfloat16, wall time"
+            shape = f"{WORLD} processes, {ROWS}x{WIDTH} bfloat16, wall"
             made.append({"op": f"multimem.{op}", "shape": shape, "form": form, **rounded(figures)})
     return made
 
@@ -120,7 +120,7 @@ def _cases(rank: int) -> dict[str, Forms]:
 
     cases: dict[str, Any] = {
         "all_reduce": {
-            "all_reduce, rounds at every step": reduced,
+            "all_reduce": reduced,
             "ours, one shot": lambda: multimem.all_reduce(x, memory, 1),
             "ours, two shots": lambda: multimem.all_reduce(x, memory, 2),
         },

@@ -27,11 +27,11 @@ SQUARE = 1024  # rows of the product
 
 COLUMNS: Columns = {
     "us": ("us", "{:,.0f}"),
-    "spread_%": ("spread %", "{:,.0f}"),
+    "spread_%": ("spread\n%", "{:,.0f}"),
     "TFLOP/s": ("TFLOP/s", "{:.4f}"),
     "GB/s": ("GB/s", "{:,.1f}"),
-    "%_of_limit": ("% of limit", "{:.0f}"),
-    "x_torch": ("x torch", "{:.2f}"),
+    "%_of_limit": ("% of\nlimit", "{:.0f}"),
+    "x_torch": ("x\ntorch", "{:.2f}"),
 }
 
 
