@@ -187,17 +187,26 @@ def _training():
         kernels.adamw_step(*given, 1, lr=0.1, copies=copies)
 
 
+def _collectives():
+    from longcat.kernels.multimem import SymmetricMemory, triton_kernel
+
+    for world in (2, 4, 8):
+        memory = SymmetricMemory(
+            rank=0, world=world, buffer=torch.empty(2**20, dtype=torch.uint8), multicast=2**20,
+            signals=torch.zeros(world, dtype=I64), epochs=torch.zeros(4, dtype=torch.int32),
+        )  # fmt: skip
+        for dtype in (BF16, F32):
+            x = _empty(world, 8, dtype=dtype)
+            for shots in (1, 2):
+                triton_kernel.all_reduce(x, memory, shots)
+            triton_kernel.all_gather(x, [world] * world, memory)
+            triton_kernel.reduce_scatter(x, [1] * world, memory)
+
+
 CALLS = (
-    _linear,
-    _experts,
-    _norms,
-    _elementwise,
-    _routing,
-    _attention,
-    _fp8,
-    _vocabulary,
-    _training,
-)
+    _linear, _experts, _norms, _elementwise, _routing, _attention, _fp8, _vocabulary, _training,
+    _collectives,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("calls", CALLS, ids=lambda calls: calls.__name__.strip("_"))

@@ -12,6 +12,7 @@ own. What a rank stored through the switch is seen by the others after that, and
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import product
 
 import torch
 import triton
@@ -251,7 +252,7 @@ def launch_reduce_scatter(
 
 
 def configurations() -> Iterator[Configuration]:
-    """Every collective, at eight ranks, in both dtypes where the dtype matters."""
+    """Every collective, in both dtypes where the dtype matters, at eight, two and four ranks."""
     types = {
         "multicast": "i64", "signals_ptr": "*i64", "epochs_ptr": "*i32", "out_ptr": "*i32",
         "x_ptr": "*i32", "ends_ptr": "*i32",
@@ -262,8 +263,8 @@ def configurations() -> Iterator[Configuration]:
         (_all_gather, False, True),
         (_reduce_scatter, True, False),
     ):
-        for bf16 in (True, False) if reduces else (True,):
-            constants = {"WORLD": 8, "UNITS": UNITS}
+        for world, bf16 in product((8, 2, 4), (True, False) if reduces else (True,)):
+            constants = {"WORLD": world, "UNITS": UNITS}
             if reduces:
                 constants["BF16"] = bf16
             needs = {True: ("LDGMC.E.F32ADD.BF16x8",), False: ("LDGMC.E.ADD.F32x4",)}[bf16]
@@ -271,7 +272,8 @@ def configurations() -> Iterator[Configuration]:
             yield Configuration(
                 kernel=kernel,
                 name=f"multimem {kernel.__name__.strip('_')} "
-                + (("bf16" if bf16 else "fp32") if reduces else "any"),
+                + (("bf16" if bf16 else "fp32") if reduces else "any")
+                + ("" if world == 8 else f", {world} ranks"),
                 types=types,
                 constants=constants,
                 divisible=("multicast",),
