@@ -160,9 +160,14 @@ class _WeightedSum(torch.autograd.Function):
         step = _rows_at_once(rows)
         for start in range(0, rows.shape[0], step):
             part = slice(start, start + step)
-            of_rows = grad.index_select(0, plan.tokens[part])
-            grad_weights[part] = (of_rows * rows[part].to(grad.dtype)).sum(dim=1)
-            grad_rows[part] = of_rows.mul_(weights[part, None])
+            # In one dtype the rows are gathered to where their gradient is kept.
+            out = grad_rows[part] if rows.dtype == grad.dtype else None
+            of_rows = torch.index_select(grad, 0, plan.tokens[part], out=out)
+            products = of_rows * rows[part].to(grad.dtype)
+            torch.sum(products, dim=1, dtype=weights.dtype, out=grad_weights[part])
+            of_rows.mul_(weights[part, None])
+            if out is None:
+                grad_rows[part] = of_rows
         if plan.has_every_slot:
             row = torch.arange(len(rows), device=rows.device)
             grad_weights.masked_fill_(row >= plan.offsets[-1], 0)
