@@ -17,6 +17,8 @@ pytest.importorskip("triton")
 
 CODEGEN = "longcat.kernels.proof.codegen"
 TABLE = Path(importlib.util.find_spec(CODEGEN).origin).with_name("generated_code.md")
+VERSION = importlib.metadata.version("triton")
+OF_THIS_TRITON = f"Triton {VERSION} " in TABLE.read_text()
 SHARES = 4  # processes, each with every fourth configuration: importing torch costs as much as six
 
 
@@ -35,11 +37,10 @@ def test_the_machine_code_is_what_the_kernels_promise(share):
     compiled = _compiling("-m", CODEGEN, "--share", f"{share}/{SHARES}")
     assert compiled
     assert not [breach for one in compiled for breach in one["breaches"]]
-    version = importlib.metadata.version("triton")
-    text = TABLE.read_text()
-    if f"Triton {version} " not in text:
-        pytest.skip(f"the table is of another Triton than {version}")
-    changed = [one["row"] for one in compiled if one["row"] not in text.splitlines()]
+    if not OF_THIS_TRITON:
+        pytest.skip(f"the table is of another Triton than {VERSION}")
+    lines = TABLE.read_text().splitlines()
+    changed = [one["row"] for one in compiled if one["row"] not in lines]
     assert not changed, "generated code changed; look at it, then run `make codegen`"
 
 
@@ -69,7 +70,7 @@ def test_missing_and_forbidden_instructions_are_reported():
         "must not contain LDG",
     ]
     # Triton has wgmma of 8 columns from 3.8 on.
-    old = tuple(map(int, importlib.metadata.version("triton").split(".")[:2])) < (3, 8)
+    old = tuple(map(int, VERSION.split(".")[:2])) < (3, 8)
     assert bool(eight["breaches"]) == old
     assert [breach.split()[-1] for breach in atomic["breaches"]] == ["ATOM", "RED"]
     # 16 tokens on the left do not fill the 64 rows of wgmma: the compiler falls back, silently.
@@ -103,7 +104,8 @@ def test_the_table_names_every_configuration_and_code_read_in_one_piece_is_each_
     assert len(names) == len(set(names))
     lines = [line for line in TABLE.read_text().splitlines() if line.startswith("| ")]
     demands, rows = lines[1 : len(demanded) + 1], lines[len(demanded) + 2 :]  # without their heads
-    assert demands == demanded
+    if OF_THIS_TRITON:
+        assert demands == demanded
     assert [row.split("|")[1].strip() for row in rows] == names
     assert len(counted) == 3
     assert all(together == alone for together, alone in counted)

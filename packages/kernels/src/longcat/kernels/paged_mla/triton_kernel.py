@@ -31,6 +31,8 @@ from longcat.kernels.proof.configuration import Configuration
 
 LOG2_E = 1.4426950408889634
 MERGE = 512  # columns that one program of the merge handles
+# Bytes that Triton 3.6 spills of the plain form over pages smaller than a tile; 3.7 none.
+SPILLED = 8 if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7) else 0
 
 
 @triton.jit
@@ -235,6 +237,7 @@ def configurations() -> Iterator[Configuration]:
             stages=tile.stages,
             needs=("HGMMA.64x",),
             forbids=("HMMA",),
+            stack=0 if tile.swap or page_size == 64 else SPILLED,
         )
     for splits in (2**power for power in range(MOST_SPLITS.bit_length())):
         yield Configuration(
