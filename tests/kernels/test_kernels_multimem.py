@@ -77,7 +77,7 @@ def test_uneven_rows_are_gathered_in_the_order_of_ranks(simulate, randn, world, 
     outcomes = simulate(
         world, lambda memory: multimem.all_gather(parts[memory.rank], counts, memory).clone()
     )
-    want = reference.all_gather([part.double().numpy() for part in parts])
+    want = reference.all_gather([part.double().numpy() for part in parts], counts)
     for count, outcome, rows in zip(counts, outcomes, want, strict=True):
         assert np.array_equal(outcome.value.double().numpy(), rows)
         assert (outcome.loaded, outcome.stored) == (0, count * 48)

@@ -74,7 +74,7 @@ def wanted(world: int, dtype: torch.dtype) -> dict[str, list[np.ndarray]]:
     sums = reference.all_reduce(parts64.reshape(world, -1)).reshape(parts64.shape)
     return {
         **{name: list(sums) for name in ("one shot", "two shots", "by size", "torch's own")},
-        "gathered": list(reference.all_gather(rows)),
+        "gathered": list(reference.all_gather(rows, counts)),
         "scattered": reference.reduce_scatter(parts64, counts),
     }
 
@@ -140,6 +140,13 @@ def test_the_bound_rejects(ranks, mutate, name):
     path = mutate(eager, old, new).__file__
     made = ranks(4, __file__, "every_collective", torch.bfloat16, "torch", path)[rank]
     assert excess(made, collective, rank, 4, torch.bfloat16) > 1
+
+
+def test_the_definition_gives_one_sum_in_one_shot_and_two():
+    parts = parts_of(4, torch.float32).double().flatten(1).numpy()
+    one, two = (reference.all_reduce(parts, shots) for shots in (1, 2))
+    assert np.array_equal(one, two)
+    assert np.array_equal(two[3], parts.sum(axis=0))
 
 
 def in_part_of_the_group() -> tuple[list[float], list[float]] | None:

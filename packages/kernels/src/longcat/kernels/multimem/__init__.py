@@ -51,7 +51,7 @@ def all_reduce(x: Tensor, memory: SymmetricMemory, shots: int | None = None) -> 
     match _form(op, x, memory):
         case "numpy":
             parts = eager.gathered(x.reshape(-1), [x.numel()] * memory.world, memory)
-            sums = through_numpy(reference.all_reduce, parts.view(memory.world, -1), like=x)
+            sums = through_numpy(reference.all_reduce, parts.view(memory.world, -1), shots, like=x)
             total: Tensor = sums[memory.rank].view(x.shape)
             return total
         case "triton":
@@ -93,7 +93,9 @@ def all_gather(x: Tensor, counts: Sequence[int], memory: SymmetricMemory) -> Ten
         case "numpy":
             rows = eager.gathered(x.reshape(-1), [n * x.shape[1] for n in counts], memory)
             parts = rows.view(-1, x.shape[1]).split(list(counts))
-            whole = through_numpy(lambda *parts: reference.all_gather(parts), *parts, like=x)
+            whole = through_numpy(
+                lambda *parts: reference.all_gather(parts, counts), *parts, like=x
+            )
             mine: Tensor = whole[memory.rank]
             return mine
         case "triton":

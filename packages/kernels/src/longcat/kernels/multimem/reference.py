@@ -32,24 +32,28 @@ class Switch:
         self.buffers[:, places] = values
 
 
-def all_reduce(parts: Float) -> Float:
+def all_reduce(parts: Float, shots: int = 2) -> Float:
     """The sum of all ranks' parts, on every rank: parts [N, S] -> [N, S].
 
-    Two shots: rank r sums slice r through the switch, then stores it to everybody through it.
+    In one shot every rank sums everything through the switch. In two, rank r sums slice r through
+    it, then stores it to everybody through it.
     """
     switch = Switch(parts.copy())
+    if shots == 1:
+        everything = np.arange(parts.shape[1])
+        return np.stack([switch.load_reduce(everything) for _ in parts])
     for places in np.array_split(np.arange(parts.shape[1]), len(parts)):
         switch.store(places, switch.load_reduce(places))
     return switch.buffers
 
 
-def all_gather(parts: Sequence[Float]) -> Float:
+def all_gather(parts: Sequence[Float], counts: Sequence[int]) -> Float:
     """All ranks' rows, one rank after the other, on every rank: N times [n_r, D] -> [N, sum, D].
 
-    Each rank stores its own rows to everybody through the switch; their numbers may differ.
+    Each rank stores its own counts[r] rows to everybody through the switch.
     """
     width = parts[0].shape[1]
-    ends = np.cumsum([part.size for part in parts])
+    ends = np.cumsum(counts) * width
     switch = Switch(np.full((len(parts), int(ends[-1])), np.nan))
     for part, end in zip(parts, ends, strict=True):
         switch.store(np.arange(end - part.size, end), part.reshape(-1))
