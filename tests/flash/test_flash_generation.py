@@ -79,6 +79,7 @@ def test_what_was_generated_can_be_trained_on(model):
 @pytest.mark.parametrize(
     ("ids", "mask", "message"),
     [
+        ([[5.0, 6.0]], None, r"input_ids must be integers; got torch\.float32"),
         ([5, 6], None, r"input_ids must be a non-empty \[B,T\]; got \[2\]"),
         ([[5, 6]], [[1]], r"attention_mask \[1, 1\] must have the shape of input_ids \[1, 2\]"),
         ([[5, 6]], [[1, 0]], "padding after a real token; pad on the left"),
@@ -92,6 +93,11 @@ def test_a_batch_that_cannot_be_continued_is_refused(model, ids, mask, message):
         model.generate(
             torch.tensor(ids), None if mask is None else torch.tensor(mask), max_new_tokens=2
         )
+
+
+def test_no_tokens_cannot_be_asked_for(model):
+    with pytest.raises(ValueError, match="max_new_tokens must be at least 1; got 0"):
+        model.generate(batch()[0], max_new_tokens=0)
 
 
 def test_damaged_weights_end_in_one_sentence(model):

@@ -58,6 +58,8 @@ def generate(
             tokens or without room for max_new_tokens, and parameters outside their range.
         RuntimeError: when the model's logits are no numbers.
     """
+    if max_new_tokens < 1:
+        raise ValueError(f"generate: max_new_tokens must be at least 1; got {max_new_tokens}")
     params = SamplingParams(
         temperature=temperature, max_tokens=max_new_tokens, ignore_eos=ignore_eos
     )
@@ -95,8 +97,11 @@ def generate(
 def unpadded(input_ids: Tensor, attention_mask: Tensor | None) -> list[list[int]]:
     """The real tokens of each row of input_ids[B,T]; padding must be on the left.
 
-    Raises ValueError for ids or a mask of another shape, and for padding after a real token.
+    Raises ValueError for ids that are no integers, for ids or a mask of another shape, and for
+    padding after a real token.
     """
+    if input_ids.is_floating_point() or input_ids.dtype == torch.bool:
+        raise ValueError(f"generate: input_ids must be integers; got {input_ids.dtype}")
     ids = input_ids.to("cpu", torch.long)
     if ids.ndim != 2 or ids.numel() == 0:
         raise ValueError(f"generate: input_ids must be a non-empty [B,T]; got {list(ids.shape)}")

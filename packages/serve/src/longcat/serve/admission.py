@@ -18,7 +18,7 @@ def check_request(request: Request, model: PagedModel, room: int, *, speaks: boo
     if len(prompt) + params.max_tokens > room:
         raise ValueError(
             f"prompt_ids ({len(prompt)} tokens) plus max_tokens {params.max_tokens} exceed the "
-            f"{room} tokens that the latent cache can hold"
+            f"{room} tokens that the latent cache can hold; ask for less, or give it more pages"
         )
     for name in ("logit_bias", "stop_token_ids"):
         if any(token >= model.vocab_size for token in getattr(params, name)):
