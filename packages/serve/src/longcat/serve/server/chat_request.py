@@ -1,5 +1,6 @@
 """The body of /v1/chat/completions, and its messages in the form that `longcat.chat` renders."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -55,6 +56,24 @@ class ChatMessage(Strict):
         if self.tool_call_id is not None:
             message["tool_call_id"] = self.tool_call_id
         return message
+
+
+def plain_messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
+    """All of a conversation in plain form.
+
+    Results may come in any order, as their ids say whose they are; the formats write no ids, so
+    here they follow the calls one by one.
+    """
+    plain = [message.plain() for message in messages]
+    for place, message in enumerate(plain):
+        order = [call["id"] for call in message.get("tool_calls", ())]
+        end = place + 1
+        while end < len(plain) and plain[end].get("tool_call_id") in order:
+            end += 1
+        plain[place + 1 : end] = sorted(
+            plain[place + 1 : end], key=lambda result: order.index(result["tool_call_id"])
+        )
+    return plain
 
 
 class FunctionDefinition(Strict):

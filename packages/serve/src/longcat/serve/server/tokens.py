@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from starlette.requests import Request
 
 from longcat.serve.server.answers import Detokenized, TokenizerTold, Tokens
-from longcat.serve.server.chat_request import ChatMessage, ToolDefinition
+from longcat.serve.server.chat_request import ChatMessage, ToolDefinition, plain_messages
 from longcat.serve.server.documents import asked, described
 from longcat.serve.server.errors import ApiError
 from longcat.serve.server.fields import Strict, Text, TokenId
@@ -53,7 +53,7 @@ def tokens(service: Service) -> APIRouter:
             ids = await service.encode(body.prompt, bos=body.add_special_tokens is not False)
         else:
             tools = [tool.model_dump(exclude_none=True) for tool in body.tools or ()] or None
-            messages: Any = [message.plain() for message in body.messages or ()]
+            messages: Any = plain_messages(body.messages or ())
             ids = await service.encode_chat(messages, tools)
         return {
             "tokens": ids,
