@@ -13,9 +13,8 @@ from torch import Tensor
 from longcat.flash import ConfigError, FlashModel
 from longcat.flash.int8 import to_int8
 from longcat.flash.packed import PackedModel, as_served, attention, ffn, maps
-from longcat.kernels import exact, onednn, use_backend
+from longcat.kernels import exact, huge_pages, onednn, use_backend
 from longcat.kernels.linear import packed as packed_linear
-from longcat.kernels.route import eager as route
 from longcat.moe import StandardBlock
 from longcat.serve import Engine, EngineConfig, PagedModel, Request, SamplingParams
 from longcat.serve.latents import Latents
@@ -107,45 +106,6 @@ def test_so_do_few_tokens(tiny_config, random_model, parity_cases, case, tokens)
     assert apart(*results) < BOUNDS[torch.float32]
 
 
-def _all_ones(chosen: list[list[int]], gates: list[list[float]]) -> dict:
-    return _BY_CHOICE(chosen, [[1.0] * len(row) for row in gates])
-
-
-_BY_CHOICE = ffn._by_choice
-
-
-@pytest.mark.parametrize("mutant", [None, _all_ones], ids=["as it is", "gates forgotten"])
-@pytest.mark.parametrize("tokens", [0, 1, 2, 9, 40])
-@pytest.mark.parametrize("case", ["base", "no identity experts", "identity experts only"])
-@torch.inference_mode()
-def test_few_slots_are_mixed_as_many_are(
-    tiny_config, random_model, parity_cases, monkeypatch, case, tokens, mutant
-):
-    model = random_model(tiny_config(**parity_cases[case]), dtype=torch.float64).eval()
-    mixture = ffn.PackedMixture(model.model.layers[0].mlp)
-    u = torch.randn(tokens, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    monkeypatch.setattr(ffn, "FEW", 0)
-    wanted = mixture(u)
-    monkeypatch.setattr(ffn, "FEW", 10**6)
-    if mutant is not None:
-        monkeypatch.setattr(ffn, "_by_choice", mutant)
-    found = mixture(u)
-    assert found.shape == wanted.shape
-    alike = torch.allclose(found, wanted, rtol=0, atol=1e-12 * float(wanted.abs().sum()))
-    assert alike == (mutant is None or not tokens)
-
-
-@pytest.mark.parametrize("few", [10**6, 0], ids=["few", "many"])
-def test_of_equal_scores_the_first_experts_are_chosen(monkeypatch, few):
-    monkeypatch.setattr(ffn, "FEW", few)
-    values = torch.tensor([[0.1, 0.4, 0.2, 0.4, 0.2], [0.5, 0.4, 0.3, 0.2, 0.1]])
-    for count in range(1, 6):
-        assert torch.equal(ffn._highest(values, count), route.highest(values, count))
-    monkeypatch.setattr(route, "highest", lambda values, count: "the careful form")
-    assert ffn._highest(values, 3) == "the careful form"
-    assert ffn._highest(values[1:], 3).tolist() == [[0, 1, 2]]
-
-
 def test_angles_of_positions_never_met_are_those_of_the_first(tiny_config, random_model):
     mla = random_model(tiny_config()).model.layers[0].self_attn[0]
     fresh, used = (attention.Rotation(mla, torch.float32) for _ in range(2))
@@ -231,6 +191,22 @@ def test_whoever_lets_go_of_the_model_holds_each_weight_once(tiny_config, random
         "classifier",
     }
     assert packed.vocab_size == 96
+
+
+@pytest.mark.parametrize("eight_bits", [False, True])
+def test_huge_pages_are_asked_for_all_that_a_pass_reads(
+    tiny_config, random_model, monkeypatch, eight_bits
+):
+    model = random_model(tiny_config(num_nextn_predict_layers=0)).eval()
+    named = {name: weight.numel() for name, weight in model.named_parameters() if weight.ndim > 1}
+    expanding = sum(numbers for name, numbers in named.items() if "kv_b_proj" in name)
+    embedding = named["model.embed_tokens.weight"]
+    asked: list[Tensor] = []
+    monkeypatch.setattr(huge_pages, "ask_for", asked.extend)
+    PackedModel(to_int8(model) if eight_bits else model)
+    held = sum(w.numel() for w in asked if w.ndim > 1 and min(w.shape[-2:]) > 1)
+    # kv_b_proj is held whole and, for the absorbed form, head by head.
+    assert held == sum(named.values()) - embedding + expanding
 
 
 def served(model: PagedModel, **config: int) -> list[list[int]]:

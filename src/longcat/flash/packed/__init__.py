@@ -8,7 +8,8 @@ agree to rounding, and tests hold them to it. What is here differs in this alone
 - one pass is one straight sequence of operations on rows [T,D], and what depends on positions
   alone is made once;
 - few tokens get forms of fewer operations: RoPE as one product with small matrices, and slots that
-  Python brings to their experts.
+  Python brings to their experts;
+- Linux is asked for huge pages for all weights (`longcat.kernels.huge_pages`).
 
 Decoding one sequence is reading weights and calling small operations; this does less of both.
 """

@@ -3,7 +3,7 @@
 Shapes: T tokens, D width, R rows, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,10 @@ from longcat.flash.model import FlashModel
 from longcat.flash.packed.attention import Rotation
 from longcat.flash.packed.layers import PackedBlock, PackedHead
 from longcat.flash.packed.maps import Norm, joined
+from longcat.kernels import PackedLinear, huge_pages
 from longcat.kernels.dispatch import plain_forms
+
+_OWN = __package__
 
 
 class PackedModel:
@@ -53,6 +56,7 @@ class PackedModel:
         self._norm = Norm(stack.norm)
         self._logits = joined(model.lm_head)
         self._head = None if stack.mtp is None else PackedHead(stack.mtp)
+        huge_pages.ask_for(_weights([self._blocks, self._logits, self._head]))
 
     def forward_paged(
         self, ids: Tensor, positions: Tensor, layers: Sequence[RaggedCache]
@@ -76,6 +80,17 @@ class PackedModel:
     def logits(self, hidden: Tensor) -> Tensor:
         """[R,D] to [R,V]."""
         return self._logits(hidden)
+
+
+def _weights(part: object) -> Iterator[Tensor]:
+    """All that a pass reads of a part: its tensors, and those of its own parts."""
+    if isinstance(part, Tensor):
+        yield part
+    elif isinstance(part, list):
+        for each in part:
+            yield from _weights(each)
+    elif isinstance(part, PackedLinear) or type(part).__module__.startswith(_OWN):
+        yield from _weights(list(vars(part).values()))
 
 
 def _refuse_other_forms() -> None:
