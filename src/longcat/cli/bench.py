@@ -41,16 +41,17 @@ class Size(StrEnum):
 @app.command()
 def kernels(
     device: Annotated[Device, typer.Option(help="Where to measure.")] = Device.cpu,
-    decoding: Annotated[bool, typer.Option("--decoding", help="Triton, decoding.")] = False,
-    training: Annotated[bool, typer.Option("--training", help="Triton, both ways.")] = False,
+    decoding: Annotated[bool, typer.Option("--decoding", help="The kernels of decoding.")] = False,
+    training: Annotated[bool, typer.Option("--training", help="The kernels of training.")] = False,
     out: Out = RESULTS,
     rounds: Rounds = 15,
     as_json: AsJson = False,
 ) -> None:
     """Compare each op with plain torch, in turns, at the shapes of nano and bench.
 
-    --decoding and --training are the Triton kernels at LongCat-Flash's shapes, replayed as CUDA
-    graphs; on a CPU they run interpreted at toy sizes, and are compared instead of timed.
+    --decoding and --training time Triton's kernels at LongCat-Flash's shapes.
+
+    On a CPU these two run interpreted, at toy sizes, and are only compared.
 
     Example: longcat bench kernels --rounds 5 --out bench/results
     """
