@@ -45,6 +45,22 @@ def test_results_may_come_in_any_order(ask: Ask, template: Template) -> None:
     ask(scenario, chat=template, window=4000)
 
 
+def test_an_answer_goes_back_as_a_client_dumps_it_with_its_empty_fields(ask: Ask) -> None:
+    empty = dict.fromkeys(("annotations", "audio", "function_call", "refusal", "name"))
+
+    async def scenario(server: Any) -> None:
+        plain = await asked(server, [USER, CALLS, *RESULTS], tools=TOOLS)
+        for fields in (empty, empty | {"annotations": []}):
+            assert await asked(server, [USER, CALLS | fields, *RESULTS], tools=TOOLS) == plain
+        said = {"role": "assistant", "content": "so", "tool_calls": None} | empty
+        await asked(server, [USER, said, USER], tools=TOOLS)
+        noted = [USER, said | {"annotations": [{"type": "url_citation"}]}, USER]
+        answer = await server.post(PATH, {"model": "tiny", "messages": noted})
+        assert answer.json()["error"]["param"] == "messages.1.annotations"
+
+    ask(scenario, window=4000)
+
+
 @pytest.mark.parametrize("results", [RESULTS[:1], [*RESULTS, RESULTS[0]], [RESULTS[1]] * 2])
 def test_results_that_are_missing_or_too_many_are_refused(ask: Ask, results: list[Any]) -> None:
     async def scenario(server: Any) -> None:

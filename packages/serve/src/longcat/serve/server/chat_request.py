@@ -39,6 +39,7 @@ class ChatMessage(Strict):
     tool_calls: Annotated[list[CalledTool], Field(min_length=1)] | None = None
     tool_call_id: Text | None = None
     # Clients send back what they were answered, empty fields included.
+    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
     refusal: NotHonoured = None
     audio: NotHonoured = None
     function_call: NotHonoured = None
