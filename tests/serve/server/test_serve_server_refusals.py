@@ -181,6 +181,7 @@ def test_null_in_a_field_that_is_not_honoured_is_as_good_as_none(ask: Ask) -> No
         b'{"model": "tiny", "prompt": "a", "temperature": NaN}',
         b'{"model": "tiny", "prompt": "\\ud800"}',
         b"[" * 100_000,
+        *(b"[" * depth + b'"\xff"' + b"]" * depth for depth in (300, 900, 980)),
         b'{"model": "tiny", "prompt": "a", "seed": ' + b"9" * 5000 + b"}",
     ],
     ids=lambda body: repr(body[:30]),

@@ -101,10 +101,9 @@ def _no_text(body: bytes) -> ApiError | None:
     surrogates; None for another one.
     """
     try:
-        said = json.loads(body.decode("utf-8", "surrogateescape"))
+        path = next(_surrogates(json.loads(body.decode("utf-8", "surrogateescape"))), None)
     except (ValueError, RecursionError):
         return None
-    path = next(_surrogates(said), None)
     if path is None:
         return None
     param = ".".join(map(str, path)) or None
