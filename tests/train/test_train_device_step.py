@@ -31,7 +31,7 @@ WAYS = {
 }
 # What each mutant does, and what must refuse it.
 MUTANTS = {
-    "a rotary table on the CPU": "waited for the host",
+    "a rotary table on the CPU": "inv_freq is on cpu",
     "bytes per token on the CPU": "copied to the host",
     "a number of the step": "_local_scalar_dense",
     "the real tokens taken out": "nonzero",
