@@ -22,6 +22,7 @@ from longcat.flash.tokenizer import Tokenizer
 from longcat.serve import EngineConfig, SamplingParams, decode
 from longcat.serve.server import ServerConfig, create_app
 from longcat.serve.server.wire import EngineInfo
+from longcat.serve.server.worker import STATS_EVERY
 
 PROMPT = "def main("
 CHAT: Any = [{"role": "user", "content": "hello"}]
@@ -201,6 +202,7 @@ def test_a_killed_engine_is_a_503_for_what_ran_and_nothing_for_what_comes(live: 
 
     async def ask() -> None:
         body = {"model": "tiny", "prompt": "x", "max_tokens": 200, "ignore_eos": True}
+        await asyncio.sleep(2 * STATS_EVERY)  # so that the first step is told, not only the last
         running = [asyncio.create_task(live.http.post("/v1/completions", json=body)) for _ in "ab"]
         async with asyncio.timeout(20):
             while engine.stats is None or not engine.stats.running:
