@@ -3,8 +3,15 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from longcat.serve import Engine, EngineConfig, PagedModel, Request, SamplingParams, Token
-from longcat.serve.config import default_page_size
+from longcat.serve import (
+    Engine,
+    EngineConfig,
+    PagedModel,
+    Request,
+    SamplingParams,
+    Token,
+    pages_for,
+)
 from longcat.serve.sampling import fresh_seed
 
 _CHUNK = 2048  # tokens of the prompt fed in one pass
@@ -32,11 +39,9 @@ class Continuation:
         self.prompt_ids = tuple(prompt_ids)
         self.tokens: list[Token] = []
         self.finish_reason: str | None = None
-        page = default_page_size(model.latent_layout.device.type)
         longest = min(len(prompt_ids) + params.max_tokens, model.max_position)
         config = EngineConfig(
-            page_size=page,
-            num_pages=1 + longest // page,
+            num_pages=pages_for(1, longest, model.latent_layout.device.type),
             max_running=1,
             token_budget=_CHUNK,
             prefix_cache=False,

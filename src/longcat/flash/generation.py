@@ -7,14 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from longcat.serve import (
-    Engine,
-    EngineConfig,
-    Request,
-    SamplingParams,
-    complete,
-    default_page_size,
-)
+from longcat.serve import Engine, EngineConfig, Request, SamplingParams, complete, pages_for
 from longcat.serve.sampling import fresh_seed
 
 if TYPE_CHECKING:
@@ -75,12 +68,9 @@ def generate(
         )
         for row, prompt in enumerate(unpadded(input_ids, attention_mask))
     ]
-    page = default_page_size(model.latent_layout.device.type)
-    running = min(len(requests), _MOST_ROWS)
-    each = 1 + -(-(input_ids.shape[1] + max_new_tokens) // page)
+    running, longest = min(len(requests), _MOST_ROWS), input_ids.shape[1] + max_new_tokens
     config = EngineConfig(
-        page_size=page,
-        num_pages=running * each,
+        num_pages=pages_for(running, longest, model.latent_layout.device.type),
         max_running=running,
         token_budget=_CHUNK,
         prefix_cache=False,

@@ -76,11 +76,11 @@ class LocalPartner:
 
     def _tokens(self, ids: list[int], params: "SamplingParams") -> "Generator[Token]":
         """What the engine gives, token by token; whoever stops early ends the request."""
-        from longcat.serve import Engine, EngineConfig, Request, default_page_size
+        from longcat.serve import Engine, EngineConfig, Request, pages_for
 
         if self._engine is None:
-            size = default_page_size(self._model.latent_layout.device.type)
-            config = EngineConfig(max_running=1, num_pages=-(-self._window // size))
+            pages = pages_for(1, self._window, self._model.latent_layout.device.type)
+            config = EngineConfig(max_running=1, num_pages=pages)
             self._engine = Engine(self._model, None, config)
         engine, whole = self._engine, False
         engine.add(Request(request_id="reply", prompt_ids=tuple(ids), params=params))

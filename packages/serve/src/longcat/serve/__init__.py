@@ -9,7 +9,7 @@ The model is anything that satisfies `Model`; an `Engine` asks for less, `PagedM
 in numpy: `longcat.serve.reference`.
 """
 
-from longcat.serve.config import EngineConfig, EngineStats, default_page_size
+from longcat.serve.config import EngineConfig, EngineStats, pages_for
 from longcat.serve.constraint import Constraint, ConstraintFactory, ConstraintSpec
 from longcat.serve.engine import Engine
 from longcat.serve.llm import LLM, Completion, complete
@@ -44,6 +44,6 @@ __all__ = [
     "Tokenizer",
     "complete",
     "decode",
-    "default_page_size",
+    "pages_for",
     "probabilities",
 ]

@@ -68,6 +68,11 @@ def default_page_size(device: str) -> int:
     return 16 if device == "cpu" else 64
 
 
+def pages_for(sequences: int, tokens: int, device: str) -> int:
+    """Pages of that size which so many sequences of up to so many tokens never run out of."""
+    return sequences * (1 + -(-tokens // default_page_size(device)))
+
+
 @dataclass(frozen=True, kw_only=True)
 class EngineStats:
     """A moment's picture of an engine; counters run from its start.
