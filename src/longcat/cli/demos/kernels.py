@@ -20,13 +20,13 @@ import longcat.kernels as kernels
 from longcat.cli.ui.page import Page, Question, Verdict, source_line
 from longcat.kernels.experts.tiles import choose_tile, most_blocks
 from longcat.kernels.linear.tiles import Tile
+from longcat.kernels.proof.roofline import COPY, PRODUCT
 
 TOKENS = 64  # of a decoding step
 EXPERTS, IDENTITY, TOP_K = 512, 256, 12  # the model's
 GRANULES = {"tokens as rows, 64": 64, "as columns, 16": 16, "as columns, 8": 8}
 _SHOWN = 24  # experts drawn
 WIDTH, INNER = 6144, 2048  # of the model, and of an expert
-COPY, PRODUCT = 4.3e12, 788e12  # bytes and operations per second, measured on an H200
 # The probed run is small: the interpreter takes milliseconds per block.
 _SMALL = (12, 16, 8, 3)  # tokens, FFN experts, identity experts, choices
 
