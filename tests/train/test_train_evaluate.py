@@ -12,14 +12,7 @@ from hypothesis import strategies as st
 
 from longcat.flash import FlashModel
 from longcat.flash.tokenizer import Tokenizer
-from longcat.serve import SamplingParams, decode
 from longcat.train import evaluate as evaluate_module
-from longcat.train.acceptance import (
-    even_starts,
-    fresh_starts,
-    measure_acceptance,
-    sample,
-)
 from longcat.train.classes import KINDS, by_kind, by_token, kinds_of
 from longcat.train.corpus import Document
 from longcat.train.errors import DataError
@@ -172,121 +165,8 @@ def test_figures_by_kind_and_by_token_are_means_over_layers(setting):
     assert all(t.tokens >= 5 for t in tokens)
 
 
-def test_every_token_says_what_became_of_its_draft(setting):
-    model, tokenizer, documents = setting
-    stream = evaluate(model, tokenizer, documents, window=24).ids
-    for drafts in (1, 3):
-        params = SamplingParams(max_tokens=30, ignore_eos=True)
-        decoding = decode(model, stream[:10].tolist(), params, num_drafts=drafts)
-        tokens = list(decoding)
-        stats = decoding.stats
-        assert sum(t.drafted for t in tokens) == stats.accepted
-        # A pass refuses at most one draft that counts; the drafts behind it were never looked at.
-        refused = sum(t.refused for t in tokens)
-        looked_at = sum(a for a in stats.accepted_at) + refused
-        assert refused <= stats.steps
-        assert looked_at <= stats.drafted
-        if drafts == 1:
-            assert looked_at == stats.drafted
-        assert not any(t.drafted and t.refused for t in tokens)
-        assert not tokens[0].drafted
-        assert not tokens[0].refused
-
-
-def test_sampled_and_deeper_drafts_are_measured_alike(setting):
-    model, tokenizer, documents = setting
-    stream = evaluate(model, tokenizer, documents, window=24).ids
-    table = np.array([len(piece) for piece in tokenizer.token_bytes()])
-    wanted = {"prompts": 3, "prompt_tokens": 10, "new_tokens": 20, "token_bytes": table}
-    sampled = measure_acceptance(model, stream, temperature=1.0, **wanted)
-    assert sampled == measure_acceptance(model, stream, temperature=1.0, **wanted)
-    deep = measure_acceptance(model, stream, num_drafts=3, **wanted)
-    assert len(deep.drafted_at) == len(deep.accepted_at) == 3
-    assert list(deep.accepted_at) == sorted(deep.accepted_at, reverse=True)
-    assert deep.bytes_per_step > 0
-    assert sampled.to_dict()["acceptance"] == sampled.rate
-
-
-def test_acceptance_counts_what_the_decoder_counted(setting):
-    model, tokenizer, documents = setting
-    stream = evaluate(model, tokenizer, documents, window=24).ids
-    figures = measure_acceptance(model, stream, prompts=4, prompt_tokens=10, new_tokens=20)
-    assert figures.tokens == 80
-    assert 0 <= figures.fresh_accepted <= figures.accepted <= figures.drafted
-    assert figures.fresh_drafted <= figures.drafted
-    assert figures.tokens_per_step == pytest.approx(76 / (76 - figures.accepted))
-
-
-def test_a_perfect_draft_is_always_accepted_and_a_wrong_one_never(setting, monkeypatch):
-    model, tokenizer, documents = setting
-    stream = evaluate(model, tokenizer, documents, window=24).ids
-    wanted = {"prompts": 2, "prompt_tokens": 10, "new_tokens": 15}
-    truth = {}
-    original = FlashModel.draft
-
-    def never(self, ids, hidden, cache):
-        logits, hidden = original(self, ids, hidden, cache)
-        return torch.full_like(logits, -1.0).index_fill_(-1, torch.tensor([0]), 1.0), hidden
-
-    monkeypatch.setattr(FlashModel, "draft", never)
-    truth["never"] = measure_acceptance(model, stream, **wanted)
-    assert truth["never"].rate == 0.0
-    assert truth["never"].tokens_per_step == 1.0
-
-
-def test_without_a_head_there_is_no_acceptance(kit, setting):
-    _, tokenizer, _ = setting
-    plain = FlashModel(kit.config(num_nextn_predict_layers=0), seed=0)
-    assert measure_acceptance(plain, np.arange(4, 200)) is None
-    assert isinstance(sample(plain, tokenizer, "def", tokens=5), str)
-
-
-def test_a_sample_is_the_same_every_time(setting):
-    model, tokenizer, _ = setting
-    first = sample(model, tokenizer, "def alpha", tokens=12)
-    assert first == sample(model, tokenizer, "def alpha", tokens=12)
-
-
 def test_the_correlation_is_numpys(setting):
     model, tokenizer, documents = setting
     held_out = evaluate(model, tokenizer, documents, window=24)
     expected = np.corrcoef(held_out.ffn.mean(axis=0)[:-1], held_out.nats[1:])[0, 1]
     assert held_out.correlation_with_loss == pytest.approx(expected)
-
-
-def test_fresh_prompts_share_no_token_with_each_other_or_with_those_looked_at_before():
-    length, width = 60_000, 64
-    starts = fresh_starts(length, 200, seed=1)
-    assert len(starts) == 200
-    assert min(np.diff(starts)) >= width
-    assert max(starts) <= length - width
-
-    def clear(candidates):
-        looked_at = [start for count in (32, 64, 256) for start in even_starts(length, count)]
-        return all(abs(start - other) >= width for start in candidates for other in looked_at)
-
-    assert clear(starts)
-    assert starts == fresh_starts(length, 200, seed=1)
-    assert starts != fresh_starts(length, 200, seed=2)
-    # The control: places drawn without looking are not clear.
-    assert not clear(fresh_starts(length, 200, seed=1, known=()))
-
-
-def test_a_short_stream_has_no_room_for_fresh_prompts():
-    with pytest.raises(ValueError, match="room for 0 fresh prompts of 64, not for 5"):
-        fresh_starts(2_000, 5, seed=0)
-
-
-def test_each_prompts_counts_add_up_to_the_whole(setting):
-    model, tokenizer, documents = setting
-    stream = evaluate(model, tokenizer, documents, window=24).ids
-    wanted = {"prompt_tokens": 10, "new_tokens": 20}
-    found = measure_acceptance(model, stream, starts=[3, 40, 90], **wanted)
-    columns = np.array(found.by_prompt).sum(axis=0).tolist()
-    assert columns == [
-        found.drafted, found.accepted, found.fresh_drafted, found.fresh_accepted,
-    ]  # fmt: skip
-    assert found.prompts == 3
-    alone = measure_acceptance(model, stream, starts=[40], **wanted)
-    assert alone.by_prompt[0] == found.by_prompt[1]
-    assert "by_prompt" not in found.to_dict()

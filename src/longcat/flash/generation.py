@@ -1,13 +1,22 @@
 """`FlashModel.generate`: from token ids to token ids, through the engine of `longcat.serve`."""
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from longcat.serve import Engine, EngineConfig, Request, SamplingParams, complete, pages_for
+from longcat.serve import (
+    Completion,
+    Engine,
+    EngineConfig,
+    Request,
+    SamplingParams,
+    complete,
+    pages_for,
+)
 from longcat.serve.sampling import fresh_seed
 
 if TYPE_CHECKING:
@@ -68,20 +77,36 @@ def generate(
         )
         for row, prompt in enumerate(unpadded(input_ids, attention_mask))
     ]
-    running, longest = min(len(requests), _MOST_ROWS), input_ids.shape[1] + max_new_tokens
+    completions = continued(model, requests, num_drafts=1 if use_drafts else 0)
+    texts = [completion.token_ids for completion in completions]
+    width = max(map(len, texts))
+    fill = model.config.pad_token_id or 0
+    new = torch.tensor([[*text, *[fill] * (width - len(text))] for text in texts])
+    return torch.cat([input_ids, new.to(input_ids.device)], dim=1)
+
+
+def continued(
+    model: "FlashModel", requests: Sequence[Request], *, num_drafts: int
+) -> list[Completion]:
+    """Serve requests together, in an engine of their own -> what became of each.
+
+    Args:
+        num_drafts: per pass, 0 .. 3; not chosen by the clock, so that the bits are the same every
+            time.
+
+    Raises ValueError and RuntimeError as `longcat.serve.complete`.
+    """
+    running = min(len(requests), _MOST_ROWS)
+    longest = max(len(r.prompt_ids) + r.params.max_tokens for r in requests)
     config = EngineConfig(
         num_pages=pages_for(running, longest, model.latent_layout.device.type),
         max_running=running,
         token_budget=_CHUNK,
         prefix_cache=False,
-        num_drafts=1 if use_drafts else 0,  # not chosen by the clock: the same bits every time
+        num_drafts=num_drafts,
         graphs=False,
     )
-    texts = [completion.token_ids for completion in complete(Engine(model, None, config), requests)]
-    width = max(map(len, texts))
-    fill = model.config.pad_token_id or 0
-    new = torch.tensor([[*text, *[fill] * (width - len(text))] for text in texts])
-    return torch.cat([input_ids, new.to(input_ids.device)], dim=1)
+    return complete(Engine(model, None, config), requests)
 
 
 def unpadded(input_ids: Tensor, attention_mask: Tensor | None) -> list[list[int]]:

@@ -4,18 +4,24 @@ Held-out prompts are continued greedily with speculation; a draft is accepted wh
 model's own greedy token (report section 2.4 and table 5). Small models repeat themselves, and
 repetition is easy to draft, so the rate is also given over the tokens that complete no 5-gram
 which has occurred before.
+
+All prompts are continued together, which changes no figure: a prompt's drafts are those it has
+alone (to rounding, as everywhere outside `longcat.kernels.exact()`).
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from longcat.flash import FlashModel
+from longcat.flash.generation import continued
 from longcat.flash.tokenizer import Tokenizer
-from longcat.serve import SamplingParams, Token, decode
+from longcat.serve import Request, SamplingParams, Token, decode
+from longcat.serve.sampling import NO_CHOICE
 from longcat.train.interval import ratio_interval
 
 GRAM = 5
@@ -31,7 +37,8 @@ class Acceptance:
 
     Attributes:
         temperature: 0 for greedy text; above, draft and model choose with the same noise.
-        drafted_at, accepted_at: [g] passes that proposed, and accepted, a draft of this depth.
+        drafted_at, accepted_at: [g] passes that proposed, and accepted, a draft of this depth. A
+            draft that may not be emitted, since the text ends before it, is not one.
         interval: half the width of the rate's 95 % interval over prompts; None for one prompt.
         tokens_per_step: tokens emitted per pass of the model, the drafts' gain.
         bytes_per_step: the same in bytes of text, for comparisons between vocabularies; None
@@ -121,27 +128,35 @@ def measure_acceptance(
 
     Args:
         stream: ids. prompts: how many; each of prompt_tokens, continued by new_tokens.
-        temperature: of draft and model. num_drafts: drafts per pass.
+        temperature: of draft and model. num_drafts: drafts per pass, 3 at most.
         token_bytes: [V] bytes that each id stands for.
         starts: where the prompts begin, instead of `prompts` at even distances.
+
+    Raises:
+        ValueError: for more drafts than that, and where the model's logits are no numbers.
     """
     prompt_tokens = min(prompt_tokens, model.max_position // 2)
     room = len(stream) - prompt_tokens
     if not model.has_draft_head or room < 0:
         return None
     new_tokens = min(new_tokens, model.max_position - prompt_tokens)
-    counted, depths, steps, text_bytes = [], [], 0, 0
     starts = starts or even_starts(len(stream), prompts, prompt_tokens)
-    for number, start in enumerate(starts):
-        prompt = [int(i) for i in stream[start : start + prompt_tokens]]
-        params = SamplingParams(
-            temperature=temperature, max_tokens=new_tokens, ignore_eos=True, seed=number
+    requests = [
+        Request(
+            request_id=str(number),
+            prompt_ids=tuple(stream[start : start + prompt_tokens].tolist()),
+            params=SamplingParams(
+                temperature=temperature, max_tokens=new_tokens, ignore_eos=True, seed=number
+            ),
         )
-        decoding = decode(model, prompt, params, speculative=True, num_drafts=num_drafts)
-        tokens = list(decoding)
+        for number, start in enumerate(starts)
+    ]
+    counted, depths, steps, text_bytes = [], [], 0, 0
+    for prompt, tokens in _texts(model, requests, num_drafts):
         counted.append(_count(prompt, tokens))
-        depths.append((decoding.stats.drafted_at, decoding.stats.accepted_at))
-        steps += decoding.stats.steps
+        runs = _runs(tokens)
+        depths.append(_by_depth(runs, num_drafts))
+        steps += len(runs)
         if token_bytes is not None:
             text_bytes += int(token_bytes[[token.id for token in tokens[1:]]].sum())
     each = np.array(counted)
@@ -163,6 +178,40 @@ def measure_acceptance(
         repeated=repeated / max(1, emitted),
         by_prompt=tuple(map(tuple, each[:, :4].tolist())),
     )
+
+
+def _texts(
+    model: FlashModel, requests: Sequence[Request], num_drafts: int
+) -> Iterator[tuple[list[int], list[Token]]]:
+    """Each prompt and what it is continued by."""
+    try:
+        completions = continued(model, requests, num_drafts=num_drafts)
+    except RuntimeError as error:
+        if str(error) != NO_CHOICE:
+            raise
+        raise ValueError(f"acceptance: {error}") from None
+    for completion in completions:
+        *tokens, last = completion.tokens
+        # The engine drafts for the last place too, where a draft can save nothing.
+        tokens.append(replace(last, drafted=False, refused=False))
+        yield list(completion.prompt_ids), tokens
+
+
+def _runs(tokens: Sequence[Token]) -> list[int]:
+    """Tokens of each pass behind the prompt's: accepted drafts, and one that was none."""
+    ends = [place for place, token in enumerate(tokens) if not token.drafted]
+    return [end - before for before, end in pairwise(ends)]
+
+
+def _by_depth(runs: Sequence[int], num_drafts: int) -> NDArray[np.int64]:
+    """[2, g] passes that proposed, and accepted, a draft of each depth."""
+    at = np.zeros((2, num_drafts), dtype=np.int64)
+    left = sum(runs)
+    for run in runs:
+        at[0, : min(num_drafts, left - 1)] += 1
+        at[1, : run - 1] += 1
+        left -= run
+    return at
 
 
 def _count(prompt: list[int], tokens: Sequence[Token]) -> list[int]:
