@@ -35,12 +35,8 @@ class Here(LocalPrefill):
         return super().receive(seconds)
 
     def timeline(self) -> Timeline:
-        timeline = Timeline()
-        timeline.spans = [
-            Span(kind="compute", start=0.0, end=2.0),
-            Span(kind="send", start=0.5, end=1.0),
-        ]
-        return timeline
+        computing = Span(kind="compute", start=0.0, end=2.0)
+        return Timeline([computing, Span(kind="send", start=0.5, end=1.0)])
 
 
 class Fearless(Here):

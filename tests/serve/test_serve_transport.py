@@ -18,11 +18,12 @@ from longcat.serve.disaggregation import (
     Span,
     Timeline,
 )
-from longcat.serve.disaggregation.background import Background
-from longcat.serve.disaggregation.frames import Unframe, frame
+from longcat.serve.disaggregation.background import MOST, Background
+from longcat.serve.disaggregation.frames import MOST_HEADER, Unframe, frame
 from longcat.serve.disaggregation.messages import decode, encode
 from longcat.serve.disaggregation.shared_memory import SharedMemoryReceiver
 from longcat.serve.disaggregation.tcp import TcpReceiver
+from longcat.serve.disaggregation.timeline import NEWEST
 from longcat.serve.disaggregation.transport import InProcess
 
 
@@ -108,6 +109,17 @@ def test_an_absurd_length_is_not_waited_for() -> None:
         unframe.next()
 
 
+def test_the_log_probabilities_of_the_longest_prompt_are_not_absurd() -> None:
+    best = tuple((131_071 - i, -100 / 3) for i in range(20))
+    token = PromptToken(id=131_071, logprob=-100 / 3, top_logprobs=best)
+    few, more = (
+        Handover(request_id="a", token=Token(id=1), prompt_logprobs=(token,) * count)
+        for count in (1, 2)
+    )
+    each = len(encode(more)[0]) - len(encode(few)[0])
+    assert 131_072 * each < MOST_HEADER
+
+
 RECEIVERS: list[Callable[[], Any]] = [TcpReceiver, lambda: SharedMemoryReceiver(100)]
 
 
@@ -181,14 +193,50 @@ def test_a_thread_sends_in_order_and_passes_on_what_it_raises() -> None:
         again.send(piece())
 
 
-def test_a_timeline_tells_how_much_sending_was_hidden() -> None:
+def test_a_thread_that_fails_keeps_nobody_waiting() -> None:
+    class Full:
+        def send(self, message: Message) -> None:
+            raise MemoryError
+
+        def close(self) -> None: ...
+
+    sender, raised = Background(Full()), []
+
+    def send() -> None:
+        try:
+            for _ in range(2 * MOST):
+                sender.send(piece())
+        except MemoryError as error:
+            raised.append(error)
+
+    sending = threading.Thread(target=send, daemon=True)
+    sending.start()
+    sending.join(10.0)
+    assert raised
+
+
+def test_a_timeline_keeps_the_newest_of_what_never_ends() -> None:
     timeline = Timeline()
-    assert timeline.hidden() == 1.0
-    timeline.spans = [
-        Span(kind="compute", start=0.0, end=2.0),
-        Span(kind="send", start=1.0, end=2.0),
-        Span(kind="send", start=1.5, end=3.5),
-    ]
+    for _ in range(NEWEST + 5):
+        with timeline.span("send"):
+            pass
+    first = timeline.spans[0].start
+    with timeline.span("compute"):
+        pass
+    assert len(timeline.spans) == NEWEST
+    assert timeline.spans[-1].kind == "compute"
+    assert timeline.spans[0].start > first
+
+
+def test_a_timeline_tells_how_much_sending_was_hidden() -> None:
+    assert Timeline().hidden() == 1.0
+    timeline = Timeline(
+        [
+            Span(kind="compute", start=0.0, end=2.0),
+            Span(kind="send", start=1.0, end=2.0),
+            Span(kind="send", start=1.5, end=3.5),
+        ]
+    )
     assert timeline.hidden() == pytest.approx(1.5 / 3.0)
     compute, send = timeline.draw(7).splitlines()
     assert compute == "compute " + "#####"

@@ -5,7 +5,7 @@ import threading
 
 from longcat.serve.disaggregation.messages import Message
 from longcat.serve.disaggregation.timeline import Timeline
-from longcat.serve.disaggregation.transport import Broken, Sender
+from longcat.serve.disaggregation.transport import Sender
 
 MOST = 256  # messages that wait; then the one who computes waits too
 
@@ -17,7 +17,7 @@ class Background:
         self._sender = sender
         self._timeline = timeline or Timeline()
         self._queue: queue.Queue[Message | None] = queue.Queue(MOST)
-        self._broken: Broken | None = None
+        self._broken: Exception | None = None
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
 
@@ -40,5 +40,5 @@ class Background:
             try:
                 with self._timeline.span("send"):
                     self._sender.send(message)
-            except Broken as broken:
+            except Exception as broken:  # whatever it is: without this thread, `send` would wait
                 self._broken = broken

@@ -90,9 +90,7 @@ class PrefillProcess:
     def timeline(self) -> Timeline:
         """What it has computed and sent until now, and when."""
         self._say(("timeline",))
-        timeline = Timeline()
-        timeline.spans = self._pipe.recv()
-        return timeline
+        return Timeline(self._pipe.recv())
 
     def restart(self) -> None:
         """Another process, with nothing to do; what the old one sent is not read any more."""

@@ -3,12 +3,12 @@
     written (8 bytes), read (8 bytes), ring
 
 Both counters only grow, and each is changed by one side alone, after the bytes it speaks of; that
-order is what x86 keeps, and what other processors keep in practice across a Python statement.
+order is what x86 keeps, and what other processors keep in practice across a Python statement. A
+counter is stored as one word: `struct.pack_into` would show the other side zeros before it.
 Nothing tells a waiting side that there is something to do: it looks every millisecond.
 """
 
 import os
-import struct
 import time
 from multiprocessing.shared_memory import SharedMemory
 
@@ -18,27 +18,38 @@ from longcat.serve.disaggregation.transport import Broken
 
 RING = 2**24  # bytes
 _LOOK_EVERY = 0.001
-_COUNTER = struct.Struct("=Q")
-_WRITTEN, _READ, _START = 0, 8, 16
+_START = 16
 
 
 class _Ring:
+    """The counters `written` and `read`, and `bytes`, the ring."""
+
     def __init__(self, memory: SharedMemory) -> None:
         assert memory.buf is not None
         self.memory = memory
-        self.buffer = memory.buf
-        self.size = memory.size - _START
+        self._counters = memory.buf[:_START].cast("Q")
+        self.bytes = memory.buf[_START:]
 
-    def count(self, which: int) -> int:
-        value: int = _COUNTER.unpack_from(self.buffer, which)[0]
-        return value
+    @property
+    def written(self) -> int:
+        return self._counters[0]
+
+    @written.setter
+    def written(self, count: int) -> None:
+        self._counters[0] = count
+
+    @property
+    def read(self) -> int:
+        return self._counters[1]
+
+    @read.setter
+    def read(self, count: int) -> None:
+        self._counters[1] = count
 
     def close(self) -> None:
-        self.buffer.release()
+        self._counters.release()
+        self.bytes.release()
         self.memory.close()
-
-    def set(self, which: int, value: int) -> None:
-        _COUNTER.pack_into(self.buffer, which, value)
 
 
 class SharedMemorySender:
@@ -52,17 +63,17 @@ class SharedMemorySender:
         """Returns when all of it is in the ring, so it may wait for the reader."""
         ring, data = self._ring, memoryview(frame(message))
         while data:
-            written = ring.count(_WRITTEN)
-            room = ring.size - (written - ring.count(_READ))
+            written, size = ring.written, len(ring.bytes)
+            room = size - (written - ring.read)
             if not room:
                 if os.getppid() != self._parent:
                     raise Broken("the receiver is gone")
                 time.sleep(_LOOK_EVERY)
                 continue
-            at = written % ring.size
-            piece = data[: min(room, ring.size - at)]
-            ring.buffer[_START + at : _START + at + len(piece)] = piece
-            ring.set(_WRITTEN, written + len(piece))
+            at = written % size
+            piece = data[: min(room, size - at)]
+            ring.bytes[at : at + len(piece)] = piece
+            ring.written = written + len(piece)
             data = data[len(piece) :]
 
     def close(self) -> None:
@@ -71,7 +82,10 @@ class SharedMemorySender:
 
 
 class SharedMemoryReceiver:
-    """Makes a ring, reads it, and removes it at the end.
+    """Makes a ring and reads it.
+
+    Once the writer has it nobody else needs its name, which is removed then: whoever is killed
+    leaves nothing behind.
 
     Memory does not say whether anybody will write to it again: that is for the one who started the
     writer to watch.
@@ -79,9 +93,9 @@ class SharedMemoryReceiver:
 
     def __init__(self, ring_bytes: int = RING) -> None:
         self._ring = _Ring(SharedMemory(create=True, size=_START + ring_bytes))
-        self._ring.set(_WRITTEN, 0)
-        self._ring.set(_READ, 0)
+        self._ring.written = self._ring.read = 0
         self._bytes = Unframe()
+        self._named = True
 
     def sender(self) -> "SharedMemoryEnd":
         """What the other process needs in order to send here; can be pickled."""
@@ -103,20 +117,26 @@ class SharedMemoryReceiver:
 
     def _read(self) -> bool:
         ring = self._ring
-        read = ring.count(_READ)
-        there = ring.count(_WRITTEN) - read
+        read, size = ring.read, len(ring.bytes)
+        there = ring.written - read
         if not there:
             return False
-        at = read % ring.size
-        count = min(there, ring.size - at)
-        self._bytes.feed(bytes(ring.buffer[_START + at : _START + at + count]))
-        ring.set(_READ, read + count)
+        self._remove_name()
+        at = read % size
+        count = min(there, size - at)
+        self._bytes.feed(bytes(ring.bytes[at : at + count]))
+        ring.read = read + count
         return True
 
+    def _remove_name(self) -> None:
+        if self._named:
+            self._named = False
+            self._ring.memory.unlink()
+
     def close(self) -> None:
-        """Remove the ring."""
+        """Give the memory up."""
         self._ring.close()
-        self._ring.memory.unlink()
+        self._remove_name()
 
 
 class SharedMemoryEnd:

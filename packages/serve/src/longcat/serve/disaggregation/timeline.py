@@ -1,9 +1,12 @@
 """What was computed and what was sent, on one clock, and how much of the sending that hid."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+
+NEWEST = 10_000  # spans that are kept, as a process may compute for months
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,10 +19,10 @@ class Span:
 
 
 class Timeline:
-    """Notes spans; from several threads, if need be."""
+    """Notes spans, of which it keeps the newest; from several threads, if need be."""
 
-    def __init__(self) -> None:
-        self.spans: list[Span] = []
+    def __init__(self, spans: Iterable[Span] = ()) -> None:
+        self.spans = deque(spans, NEWEST)
 
     @contextmanager
     def span(self, kind: str) -> Iterator[None]:
@@ -52,7 +55,7 @@ class Timeline:
         return "\n".join(lines)
 
 
-def _line(spans: Sequence[Span], kind: str, start: float, scale: float, width: int) -> str:
+def _line(spans: Iterable[Span], kind: str, start: float, scale: float, width: int) -> str:
     cells = [" "] * width
     for span in spans:
         if span.kind == kind:
