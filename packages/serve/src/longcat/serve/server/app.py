@@ -61,7 +61,7 @@ def create_app(service: Service) -> FastAPI:
             CORSMiddleware,
             allow_origins=list(service.config.cors_origins),
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type"],
+            allow_headers=["*"],  # clients add their own, which mean nothing here
             expose_headers=["X-Request-Id", "Retry-After"],
         )
     return app

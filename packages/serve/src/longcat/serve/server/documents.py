@@ -24,12 +24,13 @@ _WHY = {
     401: "No key, or one that is not known.",
     404: "There is no such model.",
     413: "The body is too large.",
+    415: "The body is compressed.",
     429: "The server is full; Retry-After says when to come again.",
     500: "The server made a mistake.",
     503: "The engine is not running, or the server is shutting down.",
     504: "The request took too long.",
 }
-_OF_BODIES = (400, 401, 404, 413, 500, 503)
+_OF_BODIES = (400, 401, 404, 413, 415, 500, 503)
 _OF_GENERATION = (*_OF_BODIES, 429, 504)
 
 

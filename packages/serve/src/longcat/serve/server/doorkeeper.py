@@ -27,7 +27,8 @@ class Doorkeeper:
     """Wraps an ASGI app.
 
     Refuses a request without a known key (401), one for which there is no place (429, 503), and a
-    body that is too large (413); gives every answer an `X-Request-Id`; logs and counts it.
+    body that is too large (413); gives every answer an `X-Request-Id`; logs and counts it. HEAD is
+    answered as GET is, without the body, so that a load balancer may probe with it.
     """
 
     def __init__(self, app: ASGIApp, config: ServerConfig, metrics: Metrics, gate: Gate) -> None:
@@ -43,6 +44,9 @@ class Doorkeeper:
             return
         name = uuid.uuid4().hex
         started = time.monotonic()
+        method = scope["method"]
+        if method == "HEAD":
+            scope = {**scope, "method": "GET"}
         scope.setdefault("state", {})
         status = 0
 
@@ -52,12 +56,14 @@ class Doorkeeper:
                 status = message["status"]
                 headers = [*message.get("headers", ()), (b"x-request-id", name.encode())]
                 message = {**message, "headers": headers}
+            elif method == "HEAD":
+                message = {**message, "body": b""}
             await send(message)
 
         try:
             await self._admitted(scope, receive, named)
         finally:
-            self._told(scope, name, status, time.monotonic() - started)
+            self._told(scope, method, name, status, time.monotonic() - started)
 
     async def _admitted(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = dict(scope["headers"])
@@ -89,14 +95,14 @@ class Doorkeeper:
 
         await self._app(scope, measured, send)
 
-    def _told(self, scope: Scope, name: str, status: int, seconds: float) -> None:
+    def _told(self, scope: Scope, method: str, name: str, status: int, seconds: float) -> None:
         known = scope["path"] if scope["path"] in LIMITED else "other"
         path = getattr(scope.get("route"), "path", known)
         self._metrics.requests.labels(path, str(status)).inc()
         user = scope["state"].get("user")
         log.info(
             "%s %s %d %.3fs id=%s%s",
-            scope["method"],
+            method,
             scope["path"],
             status,
             seconds,

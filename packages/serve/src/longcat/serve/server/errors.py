@@ -21,6 +21,7 @@ _TYPES = {
     404: "not_found_error",
     405: "method_not_allowed_error",
     413: "request_too_large_error",
+    415: "unsupported_media_type_error",
     429: "rate_limit_error",
     500: "server_error",
     503: "service_unavailable_error",
@@ -114,6 +115,8 @@ def install(app: FastAPI) -> None:
         message = f"{told} {request.url.path}; see /openapi.json" if told else str(error.detail)
         answer = ApiError(error.status_code, message).response()
         answer.headers.update(error.headers or {})
+        if answer.headers.get("Allow") == "GET":
+            answer.headers["Allow"] = "GET, HEAD"
         return answer
 
     @app.exception_handler(Exception)

@@ -45,8 +45,16 @@ class Service:
         """The body of a request, which names the model that is served or none.
 
         Raises ApiError: 400 for a body that is not in form, 404 for another model, 499 when the
-        client leaves, 504 when the body does not come in time.
+        client leaves, 415 for a compressed body, 504 when the body does not come in time.
         """
+        coding = http.headers.get("content-encoding", "identity")
+        if coding.lower() != "identity":
+            raise ApiError(
+                415,
+                f"the body is encoded as {coding!r}; this server reads it only as it is: leave out "
+                "Content-Encoding",
+                code="unsupported_encoding",
+            )
         try:
             async with asyncio.timeout(self.config.request_seconds):
                 body = parse(model, await http.body())

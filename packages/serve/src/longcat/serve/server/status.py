@@ -25,12 +25,13 @@ def status(service: Service) -> APIRouter:
             "max_model_len": service.engine.info.max_position,
         }
 
+    @router.get("/v1/models/", include_in_schema=False)
     @router.get("/v1/models", **asked(ModelList))
     async def models() -> dict[str, Any]:
         """The one model that is served."""
         return {"object": "list", "data": [model()]}
 
-    @router.get("/v1/models/{name}", **asked(ModelTold, 404))
+    @router.get("/v1/models/{name:path}", **asked(ModelTold, 404))
     async def one_model(name: str) -> dict[str, Any]:
         """The model of that name."""
         service.check_model(name)
