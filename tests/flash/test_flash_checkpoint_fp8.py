@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from longcat.flash.checkpoint import export_checkpoint, load_model
+from longcat.flash.checkpoint import fp8 as format_fp8
 from longcat.flash.checkpoint.fp8 import dequantize
 from longcat.flash.errors import CheckpointError
 
@@ -64,6 +65,28 @@ def test_dequantisation_is_its_definition():
     weight, scale = quantize(torch.randn(150, 260, generator=torch.Generator().manual_seed(1)))
     assert torch.equal(dequantize(weight, scale), torch.from_numpy(definition(weight, scale)))
     assert not np.array_equal(dequantize(weight, scale.flip(0)).numpy(), definition(weight, scale))
+
+
+def test_every_byte_gets_the_bits_of_its_definition():
+    numbers = torch.arange(256, dtype=torch.uint8).repeat(130, 1).view(torch.float8_e4m3fn)
+    scale = torch.tensor([[1.0, 0.37], [-3e-5, 1e35]])
+    found, expected = dequantize(numbers, scale), definition(numbers, scale)
+    assert np.isnan(expected).sum() == 2 * 130
+    assert np.array_equal(found.numpy(), expected, equal_nan=True)
+    assert np.array_equal(np.signbit(found.numpy()), np.signbit(expected))
+
+
+def test_no_more_than_a_block_of_rows_is_looked_up_at_once(monkeypatch):
+    sizes, own = [], format_fp8.eager.widened
+
+    def widened(numbers):
+        sizes.append(tuple(numbers.shape))
+        return own(numbers)
+
+    monkeypatch.setattr(format_fp8.eager, "widened", widened)
+    weight, scale = quantize(torch.ones(300, 200))
+    dequantize(weight, scale)
+    assert sizes == [(128, 200), (128, 200), (44, 200)]
 
 
 def test_an_fp8_checkpoint_loads_dequantised(fp8):

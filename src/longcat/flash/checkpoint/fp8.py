@@ -9,6 +9,8 @@ The name says "inverse" because it is the inverse of the factor that was applied
 
 import torch
 
+from longcat.kernels.fp8 import eager
+
 BLOCK = 128
 SCALE_SUFFIX = "_scale_inv"
 
@@ -33,9 +35,9 @@ def dequantize(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     Returns:
         float32 [O, I]: products of an 8-bit and a 32-bit number, rounded once.
     """
-    columns = weight.shape[1]
-    expanded = scale.to(torch.float32).repeat_interleave(BLOCK, dim=1)[:, :columns]
-    out = weight.to(torch.float32)
-    for block, factors in enumerate(expanded):
-        out[block * BLOCK : (block + 1) * BLOCK].mul_(factors)
+    factors = scale.to(torch.float32).repeat_interleave(BLOCK, dim=1)[:, : weight.shape[1]]
+    out = torch.empty(weight.shape, dtype=torch.float32)
+    # What is made of a block of rows at a time stays small, and in the processor's cache.
+    for numbers, row, rows in zip(weight.split(BLOCK), factors, out.split(BLOCK), strict=True):
+        torch.mul(eager.widened(numbers), row, out=rows)
     return out

@@ -40,7 +40,7 @@ def fp8_linear(x: Tensor, x_scales: Tensor, weight: Tensor, weight_scales: Tenso
 def _dequantised(numbers: Tensor, scales: Tensor, rows: int) -> Tensor:
     """numbers [N, K] times their scales, float32."""
     height, width = numbers.shape
-    wide = _widened(numbers)
+    wide = widened(numbers)
     if width % GROUP or height % rows:
         wide = F.pad(wide, (0, -width % GROUP, 0, -height % rows))
     blocks = wide.unflatten(1, (-1, GROUP)).unflatten(0, (-1, rows))
@@ -48,8 +48,10 @@ def _dequantised(numbers: Tensor, scales: Tensor, rows: int) -> Tensor:
     return scaled[:height, :width]
 
 
-def _widened(numbers: Tensor) -> Tensor:
-    """FP8 as float32. A CPU looks the 256 values up: five times as fast as torch's conversion."""
+def widened(numbers: Tensor) -> Tensor:
+    """FP8 of any shape as float32. A CPU looks the 256 values up: five times as fast as torch's
+    conversion, for no more numbers at a time than its cache holds.
+    """
     if numbers.device.type != "cpu":
         return numbers.float()
     values = torch.arange(256, dtype=torch.uint8).view(numbers.dtype).float()
