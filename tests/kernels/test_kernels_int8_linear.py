@@ -23,6 +23,23 @@ def test_every_dtype_and_row_count_agrees_with_the_definition(randn, rows, dtype
     np.testing.assert_allclose(got, want, atol=tolerance * np.abs(want).max(), rtol=0)
 
 
+@pytest.mark.parametrize("width", [1, 7, 24, 250])
+def test_widths_that_torch_would_read_past_agree_too(randn, width):
+    """torch's own product of 8 bits reads 16 numbers at a time: what comes is noise, or a crash."""
+    weight, scale = quantise_int8(randn(300, width, dtype=torch.bfloat16))
+    x = randn(3, width, dtype=torch.bfloat16)
+    want = reference.int8_linear(x.double().numpy(), weight.numpy(), scale.double().numpy())
+    got = int8_linear(x, weight, scale).double().numpy()
+    np.testing.assert_allclose(got, want, atol=2e-2 * np.abs(want).max(), rtol=0)
+
+
+def test_operands_may_lie_apart_in_memory(randn):
+    weight, scale = quantise_int8(randn(5, 32, dtype=torch.bfloat16))
+    x = randn(3, 64, dtype=torch.bfloat16)[:, ::2]
+    want = int8_linear(x.contiguous(), weight, scale)
+    assert torch.equal(int8_linear(x, weight.t().contiguous().t(), scale), want)
+
+
 def test_quantising_is_its_definition_and_errs_by_half_a_scale(randn):
     weight = randn(5, 32, dtype=torch.float64)
     weight[2] = 0

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 MOST_ROWS = 16  # from more rows on, one pass to dequantise the weight is the smaller part
+WORD = 16  # numbers that torch's product of 8 bits reads at a time, past a row's end if need be
 
 
 def quantise_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -27,9 +28,9 @@ def int8_linear(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     Few rows in bfloat16 on a CPU read the weight as it is, half the bytes of a bfloat16 one.
     """
     rows = x.reshape(-1, x.shape[-1])
-    packed = x.dtype == torch.bfloat16 and x.device.type == "cpu" and len(rows) <= MOST_ROWS
-    if packed:
-        y = torch._weight_int8pack_mm(rows, weight, scale)
+    on_cpu = x.dtype == torch.bfloat16 and x.device.type == "cpu"
+    if on_cpu and len(rows) <= MOST_ROWS and x.shape[-1] % WORD == 0:
+        y = torch._weight_int8pack_mm(rows.contiguous(), weight.contiguous(), scale)
     else:
         y = F.linear(rows, weight.to(x.dtype)) * scale
     return y.view(*x.shape[:-1], weight.shape[0])
