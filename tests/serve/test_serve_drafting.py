@@ -2,11 +2,12 @@
 
 import random
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
 from longcat.serve import Engine, EngineConfig, Request, SamplingParams, complete
-from longcat.serve.drafting import DraftPolicy
+from longcat.serve.drafting import SOONEST, DraftPolicy
 
 
 def simulated(times, acceptance, steps=3000, rows=4, policy=None) -> tuple[float, DraftPolicy]:
@@ -56,6 +57,22 @@ def test_it_notices_when_acceptance_falls_and_when_it_rises_again():
     assert policy.now == 0
     simulated(times, 0.9, steps=6000, policy=policy)
     assert policy.now > 0
+
+
+def test_fewer_and_more_drafts_are_tried_again_in_turn():
+    """Or what a few slow steps once said of one of them would stand for ever."""
+    policy = DraftPolicy(None, available=True)
+    times = [1.0, 1.2, 1.6, 2.2]
+    tried = []
+    for _ in range(5000):
+        drafts = policy.choose(1)
+        tried.append(drafts)
+        policy.judged(drafts, min(drafts, 1))
+        policy.took(1, drafts, drafts, times[drafts])
+    assert policy.now == 1
+    again = tried[SOONEST // 2 :]  # when all three have been measured
+    trials = [drafts for before, drafts in pairwise(again) if before == 1 != drafts]
+    assert trials[:4] == [0, 2, 0, 2]
 
 
 def test_a_fixed_number_is_kept_and_no_head_means_none():

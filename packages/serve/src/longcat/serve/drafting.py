@@ -52,6 +52,7 @@ class DraftPolicy:
         self._trial: tuple[int, int, int] | None = None  # batch, drafts, steps left
         self._wait = SOONEST
         self._since = 0
+        self._again = 0  # trials of what was measured before
 
     @property
     def now(self) -> int:
@@ -120,7 +121,8 @@ class DraftPolicy:
             self._trial = (batch, unknown[0], TRIAL)
         elif self._since >= self._wait:
             others = [g for g in nearest if abs(g - best) == 1]
-            self._trial = (batch, others[(self._since // self._wait) % len(others)], TRIAL)
+            self._trial = (batch, others[self._again % len(others)], TRIAL)
+            self._again += 1
             self._since, self._wait = 0, min(2 * self._wait, LATEST)
 
     def _speed(self, batch: int, drafts: int) -> float:
