@@ -18,7 +18,6 @@ from longcat.serve.pages import Pages
 from longcat.serve.server import EngineProcess, supervisor
 from longcat.serve.server.call import Call
 from longcat.serve.server.errors import ApiError
-from longcat.serve.server.wire import read
 from longcat.serve.server.worker import answer
 
 
@@ -217,11 +216,15 @@ def test_after_deaths_in_a_row_requests_are_turned_away_until_it_lives(
             await asyncio.sleep(0.005)
         assert await told(waiting) == "012"
         assert await told(process.open([request("y")])) == "012"
+        process._deaths = 10_000
+        assert process._wait() == supervisor.LONGEST_WAIT
 
     watched(scenario, build)
 
 
-def test_an_engine_that_cannot_be_built_says_why(watched: Callable[..., Any]) -> None:
+def test_an_engine_that_cannot_be_built_says_why(
+    watched: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def build() -> ToyEngine:
         raise ValueError("the checkpoint is\n damaged")
 
@@ -229,6 +232,13 @@ def test_an_engine_that_cannot_be_built_says_why(watched: Callable[..., Any]) ->
         watched(None, build)
     with pytest.raises(ValueError, match="ended while it was being built"):
         watched(None, lambda: 1 // 0)
+
+    def start(process: ThreadProcess) -> None:
+        raise BlockingIOError(11, "no more processes")
+
+    monkeypatch.setattr(ThreadProcess, "start", start)
+    with pytest.raises(ValueError, match=r"cannot be started: .*no more processes"):
+        watched(None)
 
 
 def test_a_stopped_engine_tells_who_waits(watched: Callable[..., Any]) -> None:
@@ -246,37 +256,45 @@ def test_a_stopped_engine_tells_who_waits(watched: Callable[..., Any]) -> None:
     watched(scenario)
 
 
-@pytest.mark.parametrize("error", [BrokenPipeError, ConnectionResetError, None])
-def test_an_engine_is_gone_whether_a_read_or_a_write_finds_it_out(error: Any) -> None:
-    async def scenario() -> None:
-        reader = asyncio.StreamReader()
-        if error is None:
-            reader.feed_eof()
-        else:
-            reader.set_exception(error())  # what asyncio does when a write fails
-        assert await read(reader) is None
+def test_what_keeps_a_process_from_starting_is_tried_again(
+    watched: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusals, pair = [OSError(24, "Too many open files")] * 2, socket.socketpair
 
-    asyncio.run(scenario())
+    def refused() -> tuple[socket.socket, socket.socket]:
+        if refusals:
+            raise refusals.pop()
+        return pair()
+
+    async def scenario(process: EngineProcess, engines: list[ToyEngine]) -> None:
+        monkeypatch.setattr(supervisor.socket, "socketpair", refused)
+        with pytest.raises(ApiError):
+            await told(process.open([request("p", 13)]))
+        assert await told(process.open([request("w")])) == "012"
+        assert not refusals
+
+    watched(scenario)
 
 
-def test_a_slow_reader_gets_everything_in_one_piece() -> None:
-    call = Call([request("a")])
-    for i, reason in enumerate((None, None, "length")):
-        token = Token(id=i)
-        call.put(
-            Delta(
-                request_id="a",
-                tokens=(token,),
-                text=str(i),
-                finish_reason=reason,
-                cached_tokens=5 if i == 0 else 0,
-            )
-        )
+def test_who_stops_while_another_engine_is_started_leaves_none_behind(
+    watched: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go, start = threading.Event(), threading.Event(), ThreadProcess.start
 
-    async def scenario() -> None:
-        [delta] = await call.take()
-        assert (delta.text, delta.finish_reason, delta.cached_tokens) == ("012", "length", 5)
-        assert [token.id for token in delta.tokens] == [0, 1, 2]
-        assert await call.take() == []
+    def slowly(process: ThreadProcess) -> None:
+        begun.set()
+        go.wait(10)
+        start(process)
 
-    asyncio.run(scenario())
+    async def scenario(process: EngineProcess, engines: list[ToyEngine]) -> None:
+        monkeypatch.setattr(ThreadProcess, "start", slowly)
+        process.open([request("p", 13)])
+        await asyncio.to_thread(begun.wait, 10)
+        stopping = asyncio.create_task(process.stop())
+        await asyncio.sleep(0.05)
+        assert not stopping.done()
+        go.set()
+        await stopping
+        assert not process._process.is_alive()
+
+    watched(scenario)

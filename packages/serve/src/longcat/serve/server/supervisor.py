@@ -77,6 +77,7 @@ class EngineProcess:
         self._unsent: dict[str, Request] = {}
         self._writer: asyncio.StreamWriter | None = None
         self._process: multiprocessing.process.BaseProcess | None = None
+        self._starting: asyncio.Future[None] | None = None
         self._deaths = 0
         self._keeper: asyncio.Task[None] | None = None
         self._at_exit: Callable[[], None] | None = None
@@ -142,23 +143,16 @@ class EngineProcess:
 
     async def _spawn(self) -> asyncio.StreamReader:
         """A new process, ready; ValueError when it cannot be built or dies before."""
-        ours, theirs = socket.socketpair()
-        # spawn: a fork of a process with threads (torch has some) may deadlock.
-        process = multiprocessing.get_context("spawn").Process(
-            target=work, args=(self._factory, theirs), name="longcat-engine", daemon=False
-        )
-        self._process = process
-        with theirs:
-            await asyncio.to_thread(process.start)
-        # No daemon, which could have no process of its own to compute prompts in. So whoever leaves
-        # without having stopped it ends it here, before Python waits for it.
-        self._at_exit = partial(_end, process, ours)
-        atexit.register(self._at_exit)
-        reader, self._writer = await asyncio.open_connection(sock=ours)
+        try:
+            reader = await self._launch()
+        except OSError as error:  # no memory, no file descriptor or no process is left
+            await self._bury()
+            raise ValueError(f"the engine's process cannot be started: {error}") from None
         first = await read(reader)
         if not isinstance(first, Ready):
+            process = self._process
             await self._bury()
-            code = process.exitcode
+            code = None if process is None else process.exitcode
             raise ValueError(
                 first.sentence
                 if isinstance(first, Failed)
@@ -166,6 +160,32 @@ class EngineProcess:
             )
         self.info, self.state = first.info, "up"
         self._send_waiting()
+        return reader
+
+    async def _launch(self) -> asyncio.StreamReader:
+        """A new process, and what it says; OSError when it cannot be started."""
+        ours, theirs = socket.socketpair()
+        # spawn: a fork of a process with threads (torch has some) may deadlock.
+        process = multiprocessing.get_context("spawn").Process(
+            target=work, args=(self._factory, theirs), name="longcat-engine", daemon=False
+        )
+        self._process = process
+        # No daemon, which could have no process of its own to compute prompts in. So whoever leaves
+        # without having stopped it ends it here, before Python waits for it.
+        self._at_exit = partial(_end, process, ours)
+        atexit.register(self._at_exit)
+
+        def begin() -> None:
+            with theirs:
+                process.start()
+
+        self._starting = asyncio.ensure_future(asyncio.to_thread(begin))
+        try:
+            await asyncio.shield(self._starting)  # a thread goes on when its waiter is cancelled
+            reader, self._writer = await asyncio.open_connection(sock=ours)
+        except BaseException:
+            ours.close()
+            raise
         return reader
 
     async def _keep(self, reader: asyncio.StreamReader) -> None:
@@ -198,7 +218,8 @@ class EngineProcess:
             return reader
 
     def _wait(self) -> float:
-        return float(min(LONGEST_WAIT, FIRST_WAIT * 2.0**self._deaths))
+        doublings = min(self._deaths, 32)  # after a night of deaths no number would hold them all
+        return float(min(LONGEST_WAIT, FIRST_WAIT * 2.0**doublings))
 
     def _pass_on(self, progress: Progress) -> None:
         if progress.stats is not None:
@@ -233,6 +254,8 @@ class EngineProcess:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+        if self._starting is not None:
+            await asyncio.gather(self._starting, return_exceptions=True)
         process = self._process
         if process is not None and process.pid is not None:
             await asyncio.to_thread(process.join, _LAST_BREATH)
