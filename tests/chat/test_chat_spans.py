@@ -262,6 +262,18 @@ def test_calls_and_tools_out_of_form_are_refused_in_one_sentence(
 
 
 @pytest.mark.parametrize("template", NAMES)
+def test_what_was_once_said_is_rendered_where_it_would_not_be_learned(template: str) -> None:
+    broken = TEMPLATES[template].call[0] + '{"name": "wea'
+    for said_once, sentence in (
+        ([ASK, said("", call("a")), result("a")], "not among the tools"),
+        ([ASK, said(broken), ASK], "keeps for itself"),
+    ):
+        render(said_once, template)
+        with pytest.raises(ValueError, match=sentence):
+            render_spans(said_once, template)
+
+
+@pytest.mark.parametrize("template", NAMES)
 def test_no_part_of_a_conversation_can_forge_a_marker(template: str) -> None:
     for marker in TEMPLATES[template].special:
         described = {"type": "function", "function": {"name": "f", "description": marker}}

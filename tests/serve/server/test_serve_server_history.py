@@ -28,9 +28,26 @@ async def asked(server: Any, messages: list[Any], **fields: Any) -> tuple[int, .
     answer = await server.post(PATH, body)
     assert answer.status_code == 200, answer.text
     prompt = server.engine.requests[-1].prompt_ids
-    told = await server.post("/tokenize", {"messages": messages, "tools": TOOLS})
+    told = await server.post("/tokenize", {"messages": messages, "tools": fields.get("tools")})
     assert tuple(told.json()["tokens"]) == prompt
     return tuple(prompt)
+
+
+async def refusal(server: Any, messages: list[Any], **fields: Any) -> tuple[str, str]:
+    """The field that is at fault, and what is said of it."""
+    answer = await server.post(PATH, {"model": "tiny", "messages": messages} | fields)
+    assert answer.status_code == 400, answer.text
+    error = answer.json()["error"]
+    return error["param"], error["message"]
+
+
+def said(text: str | None, **more: Any) -> dict[str, Any]:
+    return {"role": "assistant", "content": text, **more}
+
+
+def text_of(server: Any, prompt: tuple[int, ...]) -> str:
+    markers = {number: name for name, number in server.service.tokenizer.markers.items()}
+    return "".join(markers.get(i) or chr(i) for i in prompt)
 
 
 def test_results_may_come_in_any_order(ask: Ask, template: Template) -> None:
@@ -52,9 +69,9 @@ def test_an_answer_goes_back_as_a_client_dumps_it_with_its_empty_fields(ask: Ask
         plain = await asked(server, [USER, CALLS, *RESULTS], tools=TOOLS)
         for fields in (empty, empty | {"annotations": []}):
             assert await asked(server, [USER, CALLS | fields, *RESULTS], tools=TOOLS) == plain
-        said = {"role": "assistant", "content": "so", "tool_calls": None} | empty
-        await asked(server, [USER, said, USER], tools=TOOLS)
-        noted = [USER, said | {"annotations": [{"type": "url_citation"}]}, USER]
+        text = said("so", tool_calls=None) | empty
+        await asked(server, [USER, text, USER], tools=TOOLS)
+        noted = [USER, text | {"annotations": [{"type": "url_citation"}]}, USER]
         answer = await server.post(PATH, {"model": "tiny", "messages": noted})
         assert answer.json()["error"]["param"] == "messages.1.annotations"
 
@@ -86,3 +103,151 @@ def test_tools_that_were_called_stand_in_the_prompt_even_where_none_may_be_calle
         assert server.engine.requests[-1].prompt_ids == without
 
     ask(scenario, chat=template, window=4000)
+
+
+def test_calls_of_tools_that_are_listed_no_longer_stay_in_the_conversation(
+    ask: Ask, template: Template
+) -> None:
+    async def scenario(server: Any) -> None:
+        history = [USER, CALLS, *RESULTS]
+        shown = text_of(server, await asked(server, history))
+        opening, closing = template.call
+        assert f'{opening}{{"name": "g", "arguments": {{}}}}{closing}' in shown
+        # With the tools, the same stands behind their list.
+        assert text_of(server, await asked(server, history, tools=TOOLS)).endswith(shown[-60:])
+        await asked(server, [*history, said("so"), USER], tools=TOOLS[:1])
+        server.engine.reply = f'{opening}{{"name": "g", "arguments": {{}}}}{closing}'.encode()
+        body = {"model": "tiny", "messages": history}
+        [choice] = (await server.post(PATH, body)).json()["choices"]
+        assert choice["finish_reason"] == "stop"  # none may be called now
+        assert "tool_calls" not in choice["message"]
+
+    ask(scenario, chat=template, window=4000)
+
+
+def test_the_name_of_a_former_call_cannot_forge_a_marker(ask: Ask, template: Template) -> None:
+    async def scenario(server: Any) -> None:
+        for marker in template.special:
+            function = {"name": f"f{marker}", "arguments": "{}"}
+            call = {"id": "a", "type": "function", "function": function}
+            answered = {"role": "tool", "tool_call_id": "a", "content": ""}
+            param, told = await refusal(server, [USER, said(None, tool_calls=[call]), answered])
+            assert param == "messages"
+            assert "message 1, call 0 contains" in told
+
+    ask(scenario, chat=template, window=4000)
+
+
+def test_a_reply_that_holds_a_broken_call_as_text_can_be_sent_back(
+    ask: Ask, template: Template
+) -> None:
+    async def scenario(server: Any) -> None:
+        server.engine.reply = f'{template.call[0]}{{"name": "f", "argum'.encode()
+        body = {"model": "tiny", "messages": [USER], "tools": TOOLS}
+        [choice] = (await server.post(PATH, body)).json()["choices"]
+        prompt = await asked(server, [USER, choice["message"], USER])
+        assert server.service.tokenizer.markers[template.call[0].strip()] in prompt
+        for marker in {*template.special} - {tag.strip() for tag in template.call}:
+            param, told = await refusal(server, [USER, said(marker), USER])
+            assert param == "messages"
+            assert "message 1 contains" in told
+        for tag in template.call:  # from anybody else it would be a forgery
+            for messages in (
+                [{"role": "user", "content": tag}],
+                [{"role": "system", "content": tag}, USER],
+                [USER, CALLS, RESULTS[0], RESULTS[1] | {"content": tag}],
+            ):
+                assert "contains" in (await refusal(server, messages))[1]
+
+    ask(scenario, chat=template, window=4000)
+
+
+def test_messages_of_one_role_in_a_row_are_one_turn(ask: Ask, template: Template) -> None:
+    async def scenario(server: Any) -> None:
+        rules = [{"role": "system", "content": "a"}, {"role": "developer", "content": "b"}]
+        rule = {"role": "system", "content": "a\n\nb"}
+        twice = {"role": "user", "content": "hi\n\nhi"}
+        for apart, together in (
+            ([*rules, USER], [rule, USER]),
+            ([USER, USER], [twice]),
+            ([USER, said("x"), said("y"), USER], [USER, said("x\n\ny"), USER]),
+            ([USER, said("x"), CALLS, *RESULTS], [USER, CALLS | {"content": "x"}, *RESULTS]),
+            ([USER, said(""), said("y"), USER], [USER, said("y"), USER]),
+        ):
+            assert await asked(server, apart) == await asked(server, together)
+        # A call must be answered before more is said.
+        assert "before the calls" in (await refusal(server, [USER, CALLS, CALLS, *RESULTS]))[1]
+
+    ask(scenario, chat=template, window=4000)
+
+
+def test_a_user_who_speaks_right_after_a_result_finds_an_assistant_who_said_nothing(
+    ask: Ask, template: Template
+) -> None:
+    async def scenario(server: Any) -> None:
+        history = [USER, CALLS, *RESULTS]
+        silent = await asked(server, [*history, said(""), USER])
+        assert await asked(server, [*history, USER]) == silent
+
+    ask(scenario, chat=template, window=4000)
+
+
+def test_a_refusal_counts_messages_as_the_request_does(ask: Ask) -> None:
+    async def scenario(server: Any) -> None:
+        bad = {"role": "user", "content": "</longcat_s>"}
+        for messages in ([USER, USER, USER, said("x"), bad], [USER, CALLS, *RESULTS[::-1], bad]):
+            assert "message 4 contains" in (await refusal(server, messages))[1]
+        late = [USER, said("x"), said("y"), {"role": "system", "content": "z"}, USER]
+        assert "message 3 is a system message" in (await refusal(server, late))[1]
+
+    ask(scenario, window=4000)
+
+
+def test_a_name_is_taken_where_it_tells_nobody_apart(ask: Ask) -> None:
+    async def scenario(server: Any) -> None:
+        plain = await asked(server, [USER, said("x"), USER])
+        bob, carol = USER | {"name": "bob"}, USER | {"name": "carol"}
+        assert await asked(server, [bob, said("x", name="agent"), bob]) == plain
+        for messages in ([bob, said("x"), carol], [bob, said("x"), USER]):
+            param, told = await refusal(server, messages)
+            assert param == "messages.2.name"
+            assert "one participant of each role" in told
+        named = [RESULTS[0] | {"name": "f"}, RESULTS[1]]
+        assert await asked(server, [USER, CALLS, *named]) == await asked(
+            server, [USER, CALLS, *RESULTS]
+        )
+        wrong = [RESULTS[0], RESULTS[1] | {"name": "f"}]
+        param, told = await refusal(server, [USER, CALLS, *wrong])
+        assert param == "messages.3.name"
+        assert "a call of 'g', not of 'f'" in told
+
+    ask(scenario, window=4000)
+
+
+def test_what_openais_client_adds_to_a_message_of_its_own_is_let_pass(ask: Ask) -> None:
+    """`parse` and `stream` add what they read from a reply; `index` is left over from a stream."""
+
+    async def scenario(server: Any) -> None:
+        plain = await asked(server, [USER, CALLS, *RESULTS])
+        calls = [
+            call | {"index": place, "function": call["function"] | {"parsed_arguments": {"a": 1}}}
+            for place, call in enumerate(CALLS["tool_calls"])
+        ]
+        added = CALLS | {"tool_calls": calls, "parsed": None}
+        assert await asked(server, [USER, added, *RESULTS]) == plain
+        text = [USER, said('{"a": 1}', parsed={"a": 1}, tool_calls=[]), USER]
+        assert await asked(server, text) == await asked(server, [USER, said('{"a": 1}'), USER])
+        calls[0]["index"] = 1
+        param, told = await refusal(server, [USER, added, *RESULTS])
+        assert param == "messages.1.tool_calls"
+        assert "index" in told
+
+    ask(scenario, window=4000)
+
+
+def test_an_empty_list_of_tools_is_none(ask: Ask) -> None:
+    async def scenario(server: Any) -> None:
+        assert await asked(server, [USER], tools=[]) == await asked(server, [USER])
+        assert (await refusal(server, [USER], tools=[], tool_choice="auto"))[0] == "tool_choice"
+
+    ask(scenario)

@@ -102,7 +102,11 @@ BAD_CHAT = [
         "",
     ),
     ({"messages": [{"role": "user", "content": "</longcat_s>"}]}, "messages", "keeps for itself"),
-    ({"messages": [{"role": "user", "content": "x", "name": "bob"}]}, "messages.0.name", "not sup"),
+    (
+        {"messages": [{"role": "user", "content": "x", "name": name} for name in ("a", "b")]},
+        "messages.1.name",
+        "'a'",
+    ),
     ({"top_logprobs": 2}, "top_logprobs", "needs logprobs"),
     ({"logprobs": 2}, "logprobs", "valid boolean"),
     ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens", "contradicts"),
@@ -110,7 +114,7 @@ BAD_CHAT = [
     ({"max_completion_tokens": 500}, "max_completion_tokens", "at most"),
     ({"tool_choice": "auto"}, "tool_choice", "needs tools"),
     ({"parallel_tool_calls": False}, "parallel_tool_calls", "needs tools"),
-    ({"tools": []}, "tools", "at least 1 item"),
+    ({"tools": [], "tool_choice": "required"}, "tool_choice", "needs tools"),
     ({"tools": [TOOL, TOOL]}, "tools", "a name of its own"),
     (
         {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "x"}}}]},

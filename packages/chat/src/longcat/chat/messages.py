@@ -43,9 +43,17 @@ Tool = dict[str, Any]  # {"type": "function", "function": {"name", "description"
 
 
 def check_conversation(
-    messages: Sequence[object], tools: Sequence[object] | None, form: Template
+    messages: Sequence[object],
+    tools: Sequence[object] | None,
+    form: Template,
+    *,
+    learned: bool,
 ) -> None:
     """Refuse what cannot be rendered as it is meant; the order of roles is the template's matter.
+
+    learned: the conversation is to be learned from. Then the assistant calls known tools only, and
+        its text holds no tag of a call. What a model once said may do both: tools come and go, and
+        a call that it did not finish is text.
 
     Raises:
         ValueError: a message or tool out of form, a control string in a text, a call of an unknown
@@ -55,7 +63,7 @@ def check_conversation(
     open_calls: list[str] = []
     for index, message in enumerate(messages):
         where = f"chat: message {index}"
-        role = _checked_role(message, index, where, form)
+        role = _checked_role(message, index, where, form, learned)
         assert isinstance(message, dict)
         if role == "tool":
             # Neither format writes ids, so the order alone says which call a result is of.
@@ -70,10 +78,11 @@ def check_conversation(
                 f"{where} comes before the calls {open_calls} are answered by tool messages"
             )
         if "tool_calls" in message:
-            open_calls = _checked_calls(message["tool_calls"], names, where, form)
+            known = names if learned else None
+            open_calls = _checked_calls(message["tool_calls"], known, where, form)
 
 
-def _checked_role(message: object, index: int, where: str, form: Template) -> str:
+def _checked_role(message: object, index: int, where: str, form: Template, learned: bool) -> str:
     """The message's role, after its keys and its text were found to be in form."""
     if not isinstance(message, dict):
         raise ValueError(
@@ -95,12 +104,13 @@ def _checked_role(message: object, index: int, where: str, form: Template) -> st
     content = message.get("content")
     if not isinstance(content, str) and not (content is None and calling):
         raise ValueError(f"{where} must have text as its content, got {type(content).__name__}")
-    _refuse_reserved(content or "", where, form)
+    own = () if learned or role != "assistant" else tuple(tag.strip() for tag in form.call)
+    _refuse_reserved(content or "", where, form, allowed=own)
     return role
 
 
-def _checked_calls(calls: object, names: set[str], where: str, form: Template) -> list[str]:
-    """The ids of a message's calls."""
+def _checked_calls(calls: object, names: set[str] | None, where: str, form: Template) -> list[str]:
+    """The ids of a message's calls; names: the tools that may be called, None for any."""
     if not isinstance(calls, list) or not calls:
         raise ValueError(f"{where}: tool_calls must be a list of at least one call")
     ids: list[str] = []
@@ -111,11 +121,14 @@ def _checked_calls(calls: object, names: set[str], where: str, form: Template) -
         function = call.get("function")
         if call.get("type", "function") != "function" or not isinstance(function, dict):
             raise ValueError(f"{place} must have type 'function' and a function")
-        if function.get("name") not in names:
+        name = function.get("name")
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"{place} must name the function that it calls, got {name!r}")
+        if names is not None and name not in names:
             raise ValueError(
-                f"{place} calls {function.get('name')!r}, which is not among the tools "
-                f"{sorted(names)}"
+                f"{place} calls {name!r}, which is not among the tools {sorted(names)}"
             )
+        _refuse_reserved(name, place, form)
         _check_arguments(function.get("arguments"), place, form)
         if call["id"] in ids:
             raise ValueError(f"{place} has the id {call['id']!r} of an earlier call")
@@ -154,9 +167,9 @@ def _tool_names(tools: Sequence[object], form: Template) -> set[str]:
     return names
 
 
-def _refuse_reserved(text: str, where: str, form: Template) -> None:
+def _refuse_reserved(text: str, where: str, form: Template, allowed: Sequence[str] = ()) -> None:
     for forbidden in form.reserved:
-        if forbidden in text:
+        if forbidden in text and forbidden not in allowed:
             raise ValueError(
                 f"{where} contains {forbidden!r}, which the {form.name} format keeps for itself; "
                 "remove or escape it"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from longcat.chat.messages import Message, Role
-from longcat.chat.render import render
+from longcat.chat.render import render, render_spans
 from longcat.chat.templates import Template, template_named
 
 
@@ -102,10 +102,10 @@ def parse(text: str, template: str = "longcat") -> list[Message]:
 
 
 def _rendered(messages: list[Message], template: str) -> list[str]:
-    """What `render` makes of these messages: one text, or two when a reply may be asked for."""
-    asked = (False, True) if messages[-1]["role"] == "user" else (False,)
+    """What the format makes of these messages: one text, or two when a reply may be asked for."""
     try:
-        return [render(messages, template, add_generation_prompt=ask) for ask in asked]
+        whole = render_spans(messages, template).text
+        return [whole, render(messages, template)] if messages[-1]["role"] == "user" else [whole]
     except ValueError:  # a control string where only text may be: no conversation of ours
         return []
 

@@ -41,12 +41,13 @@ def render(
                            messages follow the calls that they answer
     template               "longcat" or "chatml"
     add_generation_prompt  end with the opening of the assistant's reply, for generation
-    tools                  what the assistant may call, in the form of the OpenAI API
+    tools                  what the assistant may call, in the form of the OpenAI API; what it
+                           called before need not be among them
 
     Raises ValueError for an unknown template, a role out of order, a message, call or tool out of
     form, or text that holds one of the format's control strings.
     """
-    return _render(messages, template, add_generation_prompt, tools).text
+    return _render(messages, template, add_generation_prompt, tools, learned=False).text
 
 
 def render_spans(
@@ -54,16 +55,22 @@ def render_spans(
 ) -> Rendered:
     """A whole conversation and where the assistant speaks in it.
 
-    Raises ValueError as `render`.
+    Raises ValueError as `render`, and for a call of a tool that is not among `tools` or a tag of a
+    call in the assistant's text: a model would learn them.
     """
-    return _render(messages, template, False, tools)
+    return _render(messages, template, False, tools, learned=True)
 
 
 def _render(
-    messages: Sequence[Message], template: str, asked: bool, tools: Sequence[Tool] | None
+    messages: Sequence[Message],
+    template: str,
+    asked: bool,
+    tools: Sequence[Tool] | None,
+    *,
+    learned: bool,
 ) -> Rendered:
     form = template_named(template)
-    check_conversation(messages, tools, form)
+    check_conversation(messages, tools, form, learned=learned)
     recorder, parts = _Recorder(), []
     try:
         # Part by part, so that the recorder knows how much stands before a generation block.

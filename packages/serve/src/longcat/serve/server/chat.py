@@ -2,7 +2,6 @@
 
 import time
 import uuid
-from typing import Any
 
 from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
@@ -12,7 +11,8 @@ from longcat.serve.request import Request
 from longcat.serve.server.answer import Answer
 from longcat.serve.server.answers import ChatCompletion
 from longcat.serve.server.chat_choice import ChatChoice
-from longcat.serve.server.chat_request import ChatRequest, plain_messages
+from longcat.serve.server.chat_request import ChatRequest
+from longcat.serve.server.conversation import turns
 from longcat.serve.server.documents import described
 from longcat.serve.server.forms import checked, constraint_of
 from longcat.serve.server.service import Service
@@ -37,13 +37,13 @@ def chat_completions(service: Service) -> APIRouter:
 
 async def _prepared(service: Service, asked: ChatRequest) -> Answer:
     """Encode and check everything that was asked; ApiError (400) for what cannot be."""
-    called = asked.tools is not None and asked.tool_choice != "none"
-    messages: Any = plain_messages(asked.messages)
+    called = bool(asked.tools) and asked.tool_choice != "none"
+    said = turns(asked.messages)
     # Calls of before are of tools, which stand in the prompt even where none may be called now.
-    shown = called or any("tool_calls" in message for message in messages)
+    shown = called or any("tool_calls" in message for message in said.messages)
     given = (asked.tools or ()) if shown else ()
     tools = [tool.model_dump(exclude_none=True) for tool in given] or None
-    ids = await service.encode_chat(messages, tools)
+    ids = await service.encode_chat(said, tools)
     form = service.tokenizer.chat
     assert form is not None
     constraint = tool_form(asked, form, service.tokenizer.markers)

@@ -1,80 +1,12 @@
-"""The body of /v1/chat/completions, and its messages in the form that `longcat.chat` renders."""
+"""The body of /v1/chat/completions."""
 
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from longcat.serve.server.conversation import ChatMessage
 from longcat.serve.server.fields import NeverTrue, NotHonoured, Strict, Text
 from longcat.serve.server.sampling_fields import MAX_LOGPROBS, SamplingFields
-
-
-class TextPart(Strict):
-    """A piece of a message's text."""
-
-    type: Literal["text"]
-    text: str
-
-
-class CalledFunction(Strict):
-    """What a call of the assistant called."""
-
-    name: Text
-    arguments: str
-
-
-class CalledTool(Strict):
-    """One call in a message of the assistant."""
-
-    id: Text
-    type: Literal["function"]
-    function: CalledFunction
-
-
-class ChatMessage(Strict):
-    """One message of a conversation."""
-
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
-    tool_calls: Annotated[list[CalledTool], Field(min_length=1)] | None = None
-    tool_call_id: Text | None = None
-    # Clients send back what they were answered, empty fields included.
-    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
-    refusal: NotHonoured = None
-    audio: NotHonoured = None
-    function_call: NotHonoured = None
-    name: NotHonoured = None
-
-    def plain(self) -> dict[str, Any]:
-        """The message with one text as its content, and no empty fields."""
-        content = self.content
-        if isinstance(content, list):
-            content = "".join(part.text for part in content)
-        role = "system" if self.role == "developer" else self.role
-        message: dict[str, Any] = {"role": role, "content": content}
-        if self.tool_calls is not None:
-            message["tool_calls"] = [call.model_dump() for call in self.tool_calls]
-        if self.tool_call_id is not None:
-            message["tool_call_id"] = self.tool_call_id
-        return message
-
-
-def plain_messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
-    """All of a conversation in plain form.
-
-    Results may come in any order, as their ids say whose they are; the formats write no ids, so
-    here they follow the calls one by one.
-    """
-    plain = [message.plain() for message in messages]
-    for place, message in enumerate(plain):
-        order = [call["id"] for call in message.get("tool_calls", ())]
-        end = place + 1
-        while end < len(plain) and plain[end].get("tool_call_id") in order:
-            end += 1
-        plain[place + 1 : end] = sorted(
-            plain[place + 1 : end], key=lambda result: order.index(result["tool_call_id"])
-        )
-    return plain
 
 
 class FunctionDefinition(Strict):
@@ -101,6 +33,9 @@ class ToolDefinition(Strict):
 
     type: Literal["function"]
     function: FunctionDefinition
+
+
+Tools = Annotated[list[ToolDefinition], Field(max_length=128)]
 
 
 class NamedFunction(Strict):
@@ -146,7 +81,7 @@ class ChatRequest(SamplingFields):
     max_completion_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
-    tools: Annotated[list[ToolDefinition], Field(min_length=1, max_length=128)] | None = None
+    tools: Tools | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
@@ -174,7 +109,7 @@ class ChatRequest(SamplingFields):
         if self.max_tokens and self.max_completion_tokens not in (None, self.max_tokens):
             raise ValueError("max_tokens contradicts max_completion_tokens; give one of them")
         for name in ("tool_choice", "parallel_tool_calls"):
-            if getattr(self, name) is not None and self.tools is None:
+            if getattr(self, name) is not None and not self.tools:
                 raise ValueError(f"{name} needs tools")
         formed = self.response_format is not None and self.response_format.type != "text"
         if formed and self.structured_outputs is not None:

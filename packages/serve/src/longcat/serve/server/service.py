@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 
 from starlette.requests import ClientDisconnect, Request
 
-from longcat.chat import Message, Tool
+from longcat.chat import Tool
 from longcat.serve.constraint import ConstraintFactory
 from longcat.serve.server.config import ServerConfig
+from longcat.serve.server.conversation import Turns
 from longcat.serve.server.errors import ApiError
 from longcat.serve.server.fields import Body, parse
 from longcat.serve.server.gate import Gate
@@ -83,9 +84,7 @@ class Service:
             ids = await asyncio.to_thread(self.tokenizer.encode, text)
         return [self.tokenizer.bos_id, *ids] if bos else ids
 
-    async def encode_chat(
-        self, messages: Sequence[Message], tools: Sequence[Tool] | None
-    ) -> list[int]:
+    async def encode_chat(self, said: Turns, tools: Sequence[Tool] | None) -> list[int]:
         """Ids that ask for a reply.
 
         Raises ApiError (400) for a model without a chat format, or messages out of form.
@@ -99,10 +98,10 @@ class Service:
                 code="no_chat_template",
             )
         try:
-            return await asyncio.to_thread(self.tokenizer.encode_chat, messages, tools)
+            return await asyncio.to_thread(self.tokenizer.encode_chat, said.messages, tools)
         except ValueError as error:
             param = "tools" if str(error).startswith("chat: tool ") else "messages"
-            raise ApiError(400, str(error), param=param, code="invalid_value") from None
+            raise ApiError(400, said.told(error), param=param, code="invalid_value") from None
 
     def room(self, prompt: Sequence[int], asked: int | None, *, param: str, limit: str) -> int:
         """How many tokens may follow a prompt: what was asked for, or all that fits.

@@ -7,7 +7,8 @@ from pydantic import Field, model_validator
 from starlette.requests import Request
 
 from longcat.serve.server.answers import Detokenized, TokenizerTold, Tokens
-from longcat.serve.server.chat_request import ChatMessage, ToolDefinition, plain_messages
+from longcat.serve.server.chat_request import Tools
+from longcat.serve.server.conversation import ChatMessage, turns
 from longcat.serve.server.documents import asked, described
 from longcat.serve.server.errors import ApiError
 from longcat.serve.server.fields import Strict, Text, TokenId
@@ -20,7 +21,7 @@ class TokenizeRequest(Strict):
     model: Text | None = None
     prompt: str | None = None
     messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = None
-    tools: Annotated[list[ToolDefinition], Field(min_length=1, max_length=128)] | None = None
+    tools: Tools | None = None
     add_special_tokens: bool | None = Field(
         None, description="False leaves out the beginning-of-text token before a text."
     )
@@ -29,7 +30,7 @@ class TokenizeRequest(Strict):
     def _one(self) -> Self:
         if (self.prompt is None) == (self.messages is None):
             raise ValueError("prompt or messages must be given, and not both")
-        if self.tools is not None and self.messages is None:
+        if self.tools and self.messages is None:
             raise ValueError("tools needs messages")
         return self
 
@@ -53,8 +54,7 @@ def tokens(service: Service) -> APIRouter:
             ids = await service.encode(body.prompt, bos=body.add_special_tokens is not False)
         else:
             tools = [tool.model_dump(exclude_none=True) for tool in body.tools or ()] or None
-            messages: Any = plain_messages(body.messages or ())
-            ids = await service.encode_chat(messages, tools)
+            ids = await service.encode_chat(turns(body.messages or ()), tools)
         return {
             "tokens": ids,
             "count": len(ids),
