@@ -11,7 +11,8 @@ Notable:
 - JSON is written as Python's `json.dumps` writes it, ", " and ": " and no other white space, so
   that a model cannot dawdle between two values;
 - a keyword of JSON Schema that llguidance cannot enforce is refused, never ignored;
-- where the form leaves one continuation only, its tokens are those that the tokenizer would give.
+- where the form leaves one continuation only, its tokens are those that the tokenizer would give;
+  llguidance asks for all of them again at every token, and is told the first few hundred bytes'.
 
 Shape legend: g drafts, V vocabulary.
 """
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 _JSON_STYLE: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _KEPT = 64  # compiled grammars
+_AHEAD = 512  # bytes of what is certain that are spelled at once; only the next token is asked for
 Encode = Callable[[bytes], Sequence[int]]
 
 
@@ -274,4 +276,8 @@ class _Vocabulary:
         self.encode: Encode = lambda text: []
 
     def __call__(self, text: bytes) -> list[int]:
+        """The first tokens of a text, which may be all that is left of a long form."""
+        ends = range(_AHEAD, _AHEAD - 4, -1)  # of whole characters
+        if len(text) > _AHEAD:
+            text = text[: next((end for end in ends if text[end] & 0xC0 != 0x80), _AHEAD)]
         return list(self.encode(text))
