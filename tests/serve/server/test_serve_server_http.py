@@ -58,6 +58,18 @@ def test_a_probe_is_logged_as_one_and_counted_with_its_path(
         ask(scenario)
 
 
+def test_a_path_with_line_ends_cannot_forge_a_line_of_the_log(
+    ask: Ask, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario(server: Any) -> None:
+        await server.client.get("/x%0D%0AGET /v1/models 200")
+        [line] = [r.getMessage() for r in caplog.records if r.name == "longcat.serve.access"]
+        assert line.startswith("GET /x%0D%0AGET%20/v1/models%20200 404 ")
+
+    with caplog.at_level(logging.INFO, "longcat.serve.access"):
+        ask(scenario)
+
+
 def test_a_model_whose_name_has_a_slash_is_found_by_it(ask: Ask) -> None:
     async def scenario(server: Any) -> None:
         told = (await server.client.get("/v1/models")).json()["data"][0]

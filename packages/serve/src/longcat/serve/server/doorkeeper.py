@@ -5,6 +5,7 @@ import logging
 import time
 import uuid
 from collections.abc import Sequence
+from urllib.parse import quote
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -103,7 +104,7 @@ class Doorkeeper:
         log.info(
             "%s %s %d %.3fs id=%s%s",
             method,
-            scope["path"],
+            quote(scope["path"]),  # it comes decoded, and might begin a line of its own
             status,
             seconds,
             name,
