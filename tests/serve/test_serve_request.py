@@ -28,6 +28,8 @@ from longcat.serve import ConstraintSpec, EngineConfig, Request, SamplingParams,
         ("acceptance", "typical"),
         ("temperature", "hot"),
         ("top_k", 1.5),
+        ("top_k", 2**63),  # no int64
+        ("temperature", 10**400),  # no float
         ("top_p", None),
         ("min_p", True),
         ("max_tokens", "5"),

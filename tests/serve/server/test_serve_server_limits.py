@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from longcat.serve import Delta
+from longcat.serve.server import gate as gate_module
 from longcat.serve.server.app import create_app
 from longcat.serve.server.doorkeeper import check_key
 from longcat.serve.server.errors import ApiError
@@ -129,6 +130,21 @@ def test_retry_after_follows_the_pace_at_which_places_become_free() -> None:
     assert full.value.retry_after == 14
     gate.leave(4)
     gate.check(4)
+
+
+def test_a_quiet_night_does_not_make_clients_wait_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr(gate_module.time, "monotonic", lambda: clock[0])
+    gate = Gate(1)
+    for hours in (0, 8):
+        clock[0] += hours * 3600.0
+        gate.enter(1)
+        clock[0] += 2.0
+        gate.leave(1)
+    gate.enter(1)
+    with pytest.raises(ApiError) as full:
+        gate.check()
+    assert full.value.retry_after == 2
 
 
 def test_a_request_that_takes_too_long_is_given_up(ask: Ask) -> None:

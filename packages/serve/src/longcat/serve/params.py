@@ -1,6 +1,6 @@
 """How one sequence is to be continued: everything a caller may ask for, validated."""
 
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
@@ -70,7 +70,11 @@ class SamplingParams:
             "temperature must be 0 (greedy) or a positive number",
             self.temperature,
         )
-        _require(_is_count(self.top_k), "top_k must be 0 (off) or a positive count", self.top_k)
+        _require(
+            _is_count(self.top_k) and self.top_k < 2**63,
+            "top_k must be 0 (off) or a positive count below 2**63",
+            self.top_k,
+        )
         _require(
             _is_number(self.top_p) and 0 < self.top_p <= 1,
             "top_p must be in (0, 1], 1 being off",
@@ -177,9 +181,9 @@ class SamplingParams:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether it is a finite one."""
+    """Whether it is a finite one, as a float too."""
     real = isinstance(value, Real) and not isinstance(value, bool)
-    return real and bool(abs(value) < math.inf)
+    return real and bool(abs(value) <= sys.float_info.max)
 
 
 def _is_count(value: Any) -> bool:

@@ -21,7 +21,7 @@ class Gate:
         self.inside = 0
         self.closed = False
         self._spacing: float | None = None  # seconds between departures, on the mean
-        self._last_left = 0.0
+        self._last_left = 0.0  # or when the first of those inside came
         self._empty = asyncio.Event()
         self._empty.set()
 
@@ -52,16 +52,17 @@ class Gate:
     def enter(self, count: int) -> None:
         """Admit `count` sequences; raises as `check`. Every `enter` needs its `leave`."""
         self.check(count)
+        if self.inside == 0:  # while nobody is inside nobody can leave: that says nothing of a pace
+            self._last_left = time.monotonic()
         self.inside += count
         self._empty.clear()
 
     def leave(self, count: int) -> None:
         """`count` sequences have ended, whatever became of them."""
         now = time.monotonic()
-        if self._last_left:
-            spacing = (now - self._last_left) / count
-            old = spacing if self._spacing is None else self._spacing
-            self._spacing = old + _NEWEST * (spacing - old)
+        spacing = (now - self._last_left) / count
+        old = spacing if self._spacing is None else self._spacing
+        self._spacing = old + _NEWEST * (spacing - old)
         self._last_left = now
         self.inside -= count
         if self.inside == 0:
