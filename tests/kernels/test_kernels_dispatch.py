@@ -127,10 +127,11 @@ def test_unchecked_ops_compute_the_same_and_look_at_nothing():
         kernels.linear(x, weight[:, :7].clone().double())
 
 
-def test_unchecked_does_nothing_inside_exact_or_a_chosen_backend():
-    for outer in (kernels.exact(), kernels.use_backend("numpy")):
-        with outer, kernels.unchecked(), pytest.raises(ValueError, match="linear"):
-            kernels.linear(torch.randn(3, 8), torch.randn(5, 7))
+def test_unchecked_does_nothing_inside_exact_or_a_chosen_backend_nor_around_them():
+    for mode in (kernels.exact, lambda: kernels.use_backend("numpy")):
+        for outer, inner in ((mode, kernels.unchecked), (kernels.unchecked, mode)):
+            with outer(), inner(), pytest.raises(ValueError, match="linear"):
+                kernels.linear(torch.randn(3, 8), torch.randn(5, 7))
 
 
 WITHOUT_TRITON = """

@@ -50,11 +50,8 @@ def use_backend(name: Backend) -> Iterator[None]:
             "use_backend: 'triton' needs the triton package, which is not installed; "
             "run `pip install triton` (Linux only) or use the 'torch' backend"
         )
-    token = _requested.set(name)
-    try:
+    with _set(_requested, name), _set(_unchecked, False):
         yield
-    finally:
-        _requested.reset(token)
 
 
 @contextmanager
@@ -65,11 +62,8 @@ def exact() -> Iterator[None]:
     slot order, attention over a fixed split of the keys. Accepts float32 and float64 only; slower
     than the default forms, whose results agree to a tolerance but not to the bit.
     """
-    token = _exact.set(True)
-    try:
+    with _set(_exact, True), _set(_unchecked, False):
         yield
-    finally:
-        _exact.reset(token)
 
 
 @contextmanager
@@ -79,13 +73,19 @@ def unchecked() -> Iterator[None]:
     For passes over tensors that are right by construction: beside one row of a small model the
     looking costs as much as the operations. Some forms are faster here than elsewhere, with other
     last bits: a training step that is run again must find its own. No gradients. Inside `exact()`
-    or `use_backend()` it does nothing.
+    or `use_backend()`, and around them, it does nothing.
     """
-    token = _unchecked.set(plain_forms())
+    with _set(_unchecked, plain_forms()):
+        yield
+
+
+@contextmanager
+def _set(variable: ContextVar[T], value: T) -> Iterator[None]:
+    token = variable.set(value)
     try:
         yield
     finally:
-        _unchecked.reset(token)
+        variable.reset(token)
 
 
 def is_unchecked() -> bool:
