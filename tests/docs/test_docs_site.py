@@ -1,15 +1,20 @@
 """The site needs no other host, has the terminal's colours, and builds strictly."""
 
+import importlib
+import inspect
 import os
 import re
 import runpy
 import subprocess
 import sys
+from html import unescape
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import unquote
 
 import pytest
 from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File, Files
 
 from longcat.cli.ui.theme import ROLES
 
@@ -25,6 +30,7 @@ FETCHED = re.compile(
     re.VERBOSE | re.IGNORECASE,
 )
 # Deliberate links, for the reader to click.
+PARTS = ("kernels", "chat", "router", "optim", "attention", "moe", "serve", "flash", "train")
 LINKS = ("https://arxiv.org/abs/", "https://github.com/guidance-ai/llguidance")
 
 
@@ -82,11 +88,33 @@ def test_a_page_whose_example_failed_ends_the_build(monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     hooks = runpy.run_path(str(ROOT / "tools/site.py"))
     assert os.environ["TRITON_INTERPRET"] == "1"
-    page = SimpleNamespace(file=SimpleNamespace(src_uri="tutorials/08-swapab.md"))
-    assert hooks["on_page_content"]("<p>fine</p>", page=page) == "<p>fine</p>"
+    page, files = site_of("tutorials/08-swapab.md")
+    finish = hooks["on_page_content"]
+    assert finish("<p>fine</p>", page=page, files=files) == "<p>fine</p>"
+    failed = "<span>Traceback (most recent call last):</span>"
     with pytest.raises(PluginError, match=r"08-swapab\.md: an example failed"):
-        hooks["on_page_content"]("<span>Traceback (most recent call last):</span>", page=page)
+        finish(failed, page=page, files=files)
     assert "hooks: [tools/site.py]" in (ROOT / "mkdocs.yml").read_text()
+
+
+def site_of(*sources: str) -> tuple[SimpleNamespace, Files]:
+    """A site of these pages, and the first of them."""
+    files = [File(source, "docs", "site", use_directory_urls=False) for source in sources]
+    return SimpleNamespace(file=files[0]), Files(files)
+
+
+def test_a_link_that_a_fence_prints_leads_to_a_page_or_ends_the_build() -> None:
+    finish = runpy.run_path(str(ROOT / "tools/site.py"))["on_page_content"]
+    page, files = site_of("theory/map.md", "theory/formulas.md", "guides/train.md")
+    printed = """
+        <a href="formulas.md#router">gates</a> <a href="../guides/train.md">training</a>
+        <a href="https://host.example/notes.md">elsewhere</a> <a href="#here">here</a>
+    """
+    assert finish(printed, page=page, files=files) == printed.replace(
+        "formulas.md", "formulas.html"
+    ).replace("train.md", "train.html")
+    with pytest.raises(PluginError, match=r"map\.md: a fence prints a link to nothing\.md"):
+        finish('<a href="nothing.md">nothing</a>', page=page, files=files)
 
 
 def test_every_page_is_in_the_navigation() -> None:
@@ -111,6 +139,22 @@ def test_the_strict_build_succeeds_and_fetches_nothing(tmp_path: Path) -> None:
     assert len(pages) >= len(list(DOCS.rglob("*.md")))
     for path in [*pages, *site.rglob("*.css")]:
         assert fetched(path.read_text(encoding="utf-8")) == [], path.name
-    for path in pages:
-        for address in re.findall(r'<a\b[^>]*href="(https?://[^"]+)"', path.read_text()):
-            assert address.startswith(LINKS), f"{path.name}: {address}"
+    texts = {path: path.read_text(encoding="utf-8") for path in pages}
+    places = {path: set(re.findall(r'\sid="([^"]+)"', text)) for path, text in texts.items()}
+    for path, text in texts.items():
+        for address in re.findall(r'<a\b[^>]*?\bhref="([^"]+)"', text):
+            if address.startswith("http"):
+                assert address.startswith(LINKS), f"{path.name}: {address}"
+            elif path.name != "404.html":  # which is sent for any path, so its links are absolute
+                name, _, place = unquote(unescape(address)).partition("#")
+                target = (path.parent / name).resolve() if name else path
+                assert target.is_file(), f"{path.name}: {address}"
+                assert not place or place in places[target], f"{path.name}: {address}"
+    shown = {place for path in (site / "reference").glob("*.html") for place in places[path]}
+    for part in PARTS:
+        module = importlib.import_module(f"longcat.{part}")
+        for name in module.__all__:
+            thing = getattr(module, name)
+            if inspect.isroutine(thing) or inspect.isclass(thing):
+                origin = f"{thing.__module__}.{thing.__qualname__}"
+                assert shown & {f"longcat.{part}.{name}", origin}, f"{part}: {name} is on no page"
