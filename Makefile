@@ -59,7 +59,7 @@ test-isolated: $(DEV)  ## install each package alone from its wheel and run its 
 lint: $(DEV)  ## ruff, mypy --strict, the import contracts, the layout rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy src $(PARTS_SRC) tools/check_layout.py tools/test_isolated.py tools/nano_card.py tools/site.py
+	$(BIN)/mypy src $(PARTS_SRC) tools/check_layout.py tools/test_isolated.py tools/nano_card.py tools/site.py tools/columns.py
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python tools/check_layout.py
 

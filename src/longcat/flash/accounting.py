@@ -15,14 +15,15 @@ from longcat.flash.config import FlashConfig
 class Accounting:
     """Parameter and cache figures of one configuration.
 
-    Attributes:
-        total_parameters: router biases counted, MTP head not.
-        activated_min, activated_mean, activated_max: with 0 or K-Z (whichever is more), K_e and
-            min(K, N) FFN experts per token in every layer.
-        expert_parameters: one FFN expert of one layer. mtp_parameters: the draft head without
-            its copy of the embedding. mtp_activated_mean, mtp_activated_max: what a token uses of
-            it with K_e and min(K, N) FFN experts; all of a dense head.
-        cache_numbers_per_token: numbers cached per token, draft head excluded.
+    total_parameters         router biases counted, MTP head not
+    activated_min            with 0 or K-Z FFN experts (whichever is more) per token in every layer
+    activated_mean           with K_e
+    activated_max            with min(K, N)
+    expert_parameters        one FFN expert of one layer
+    mtp_parameters           the draft head without its copy of the embedding
+    mtp_activated_mean       what a token uses of it with K_e FFN experts; all of a dense head
+    mtp_activated_max        the same with min(K, N)
+    cache_numbers_per_token  numbers cached per token, draft head excluded
     """
 
     total_parameters: int

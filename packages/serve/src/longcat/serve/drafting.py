@@ -34,8 +34,8 @@ class DraftPolicy:
         fixed: always this many; None chooses.
         available: whether there is a draft head at all.
 
-    Attributes:
-        drafted_at, accepted_at: [MAX_DRAFTS] drafts of each depth judged so far, and accepted.
+    drafted_at   [MAX_DRAFTS] drafts of each depth that were judged so far
+    accepted_at  [MAX_DRAFTS] of these, accepted
     """
 
     def __init__(self, fixed: int | None, *, available: bool) -> None:

@@ -35,15 +35,15 @@ class Engine:
     """Serves any number of requests with one model.
 
     Args:
-        model: computes. tokenizer: needed for text and stop strings; None deals in tokens alone.
+        model: computes.
+        tokenizer: needed for text and stop strings; None deals in tokens alone.
         config: sizes and policies.
         constraints: makes a Constraint of a ConstraintSpec; None refuses constrained requests.
 
-    Attributes:
-        model, config: as given.
-        pages: who holds which. latents: what they hold.
-        overlaps: whether a schedule is launched before the one ahead of it is read.
-        sentinel: None; it needs no other process (`longcat.serve.serving`).
+    pages     who holds which
+    latents   what they hold
+    overlaps  whether a schedule is launched before the one ahead of it is read
+    sentinel  None; it needs no other process (`longcat.serve.serving`)
     """
 
     sentinel: int | None = None

@@ -23,12 +23,12 @@ ALIGNMENT = 16  # bytes: what one multimem instruction moves
 class SymmetricMemory:
     """One rank's view.
 
-    buffer: uint8 [bytes], this rank's own part.
-    group: the ranks as processes of torch.distributed; None is all of them, as there. (No reference
-        to that one is kept: it must be able to end when the program ends it.)
-    multicast: the address that stands for every rank's buffer; 0 where there is no switch.
-    signals: int64 [world], the address of each rank's signal counters, int32 [PROGRAMS, world].
-    epochs: int32 [PROGRAMS], how many barriers each program has passed; zero at first.
+    buffer     uint8 [bytes], this rank's own part
+    group      the ranks as processes of torch.distributed; None is all of them, as there. (No
+               reference to that one is kept: it must be able to end when the program ends it.)
+    multicast  the address that stands for every rank's buffer; 0 where there is no switch
+    signals    int64 [world], the address of each rank's signal counters, int32 [PROGRAMS, world]
+    epochs     int32 [PROGRAMS], how many barriers each program has passed; zero at first
     """
 
     rank: int

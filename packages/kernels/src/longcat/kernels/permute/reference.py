@@ -21,12 +21,13 @@ ArrayT = TypeVar("ArrayT")
 class PermutePlan(Generic[ArrayT]):
     """Where each sorted row came from; arrays are numpy's or torch's, by the form that made it.
 
-    slots [S]: flat slot t*K + k of each sorted row.
-    tokens [S]: its token t.
-    offsets [N]: for each FFN expert, one past its last row (cumulative, int32).
-    n_tokens, top_k: T and K.
-    has_every_slot: S is T*K, and rows from offsets[-1] on are identity slots' that nobody computes.
-        Off the CPU: how many FFN slots there are would otherwise have to be waited for.
+    slots            [S] flat slot `t*K + k` of each sorted row
+    tokens           [S] its token t
+    offsets          [N] for each FFN expert, one past its last row (cumulative, int32)
+    n_tokens, top_k  T and K
+    has_every_slot   S is `T*K`, and rows from offsets[-1] on are identity slots' that nobody
+                     computes. Off the CPU: how many FFN slots there are would otherwise have to
+                     be waited for
     """
 
     slots: ArrayT
