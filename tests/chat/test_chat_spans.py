@@ -267,10 +267,12 @@ def test_what_was_once_said_is_rendered_where_it_would_not_be_learned(template: 
     for said_once, sentence in (
         ([ASK, said("", call("a")), result("a")], "not among the tools"),
         ([ASK, said(broken), ASK], "keeps for itself"),
+        ([ASK, said("", call("a", arguments='{"k": "')), result("a")], "must be a JSON object"),
     ):
         render(said_once, template)
+        tools = [TOOL] if "JSON" in sentence else None
         with pytest.raises(ValueError, match=sentence):
-            render_spans(said_once, template)
+            render_spans(said_once, template, tools)
 
 
 @pytest.mark.parametrize("template", NAMES)

@@ -245,6 +245,21 @@ def test_what_openais_client_adds_to_a_message_of_its_own_is_let_pass(ask: Ask) 
     ask(scenario, window=4000)
 
 
+def test_arguments_that_were_broken_off_are_what_the_model_once_wrote(ask: Ask) -> None:
+    async def scenario(server: Any) -> None:
+        def called(arguments: str) -> list[Any]:
+            function = {"name": "f", "arguments": arguments}
+            call = {"id": "ff", "type": "function", "function": function}
+            return [USER, said(None, tool_calls=[call]), RESULTS[0]]
+
+        shown = text_of(server, await asked(server, called('{"city": "Pa')))
+        assert '"arguments": {"city": "Pa}\n</longcat_tool_call>' in shown
+        assert await asked(server, called("")) == await asked(server, called("{}"))
+        assert "call 0 contains" in (await refusal(server, called('{"a": "</longcat_s>')))[1]
+
+    ask(scenario, window=4000)
+
+
 def test_an_empty_list_of_tools_is_none(ask: Ask) -> None:
     async def scenario(server: Any) -> None:
         assert await asked(server, [USER], tools=[]) == await asked(server, [USER])

@@ -128,7 +128,7 @@ BAD_CHAT = [
     ),
     ({"response_format": {"type": "json_schema"}}, "response_format", "json_schema goes with"),
     ({"response_format": {"type": "json_object"}}, "response_format", "no structured output"),
-    ({"response_format": {"type": "json_object"}, "tools": [TOOL]}, "response_format", "tools"),
+    ({"structured_outputs": {"regex": "a"}, "tools": [TOOL]}, "structured_outputs", "with tools"),
     ({"store": True}, "store", "not supported"),
     ({"audio": {"voice": "x"}}, "audio", "not supported"),
     ({"reasoning_effort": "high"}, "reasoning_effort", "not supported"),

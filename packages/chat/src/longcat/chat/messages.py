@@ -51,9 +51,9 @@ def check_conversation(
 ) -> None:
     """Refuse what cannot be rendered as it is meant; the order of roles is the template's matter.
 
-    learned: the conversation is to be learned from. Then the assistant calls known tools only, and
-        its text holds no tag of a call. What a model once said may do both: tools come and go, and
-        a call that it did not finish is text.
+    learned: the conversation is to be learned from. Then the assistant calls known tools only, with
+        a JSON object, and its text holds no tag of a call. What a model once said may be otherwise:
+        tools come and go, and a call may have been broken off.
 
     Raises:
         ValueError: a message or tool out of form, a control string in a text, a call of an unknown
@@ -78,8 +78,8 @@ def check_conversation(
                 f"{where} comes before the calls {open_calls} are answered by tool messages"
             )
         if "tool_calls" in message:
-            known = names if learned else None
-            open_calls = _checked_calls(message["tool_calls"], known, where, form)
+            callable_names = names if learned else None
+            open_calls = _checked_calls(message["tool_calls"], callable_names, where, form)
 
 
 def _checked_role(message: object, index: int, where: str, form: Template, learned: bool) -> str:
@@ -110,7 +110,7 @@ def _checked_role(message: object, index: int, where: str, form: Template, learn
 
 
 def _checked_calls(calls: object, names: set[str] | None, where: str, form: Template) -> list[str]:
-    """The ids of a message's calls; names: the tools that may be called, None for any."""
+    """The ids of a message's calls; names: the tools to be called, None for what was once said."""
     if not isinstance(calls, list) or not calls:
         raise ValueError(f"{where}: tool_calls must be a list of at least one call")
     ids: list[str] = []
@@ -129,15 +129,18 @@ def _checked_calls(calls: object, names: set[str] | None, where: str, form: Temp
                 f"{place} calls {name!r}, which is not among the tools {sorted(names)}"
             )
         _refuse_reserved(name, place, form)
-        _check_arguments(function.get("arguments"), place, form)
+        _check_arguments(function.get("arguments"), place, form, learned=names is not None)
         if call["id"] in ids:
             raise ValueError(f"{place} has the id {call['id']!r} of an earlier call")
         ids.append(call["id"])
     return ids
 
 
-def _check_arguments(arguments: object, place: str, form: Template) -> None:
+def _check_arguments(arguments: object, place: str, form: Template, *, learned: bool) -> None:
     value = arguments
+    if isinstance(arguments, str) and not learned:
+        _refuse_reserved(arguments, place, form)
+        return
     if isinstance(arguments, str):
         try:
             value = json.loads(arguments)

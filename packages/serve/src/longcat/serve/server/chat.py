@@ -46,10 +46,10 @@ async def _prepared(service: Service, asked: ChatRequest) -> Answer:
     ids = await service.encode_chat(said, tools)
     form = service.tokenizer.chat
     assert form is not None
-    constraint = tool_form(asked, form, service.tokenizer.markers)
-    if constraint is None:
-        constraint = await constraint_of(service, asked.structured_outputs, asked.response_format)
-    else:
+    constraint = await constraint_of(service, asked.structured_outputs, asked.response_format)
+    with_calls = tool_form(asked, form, service.tokenizer.markers)
+    if with_calls is not None:
+        constraint = with_calls
         for place, schema in held_schemas(asked):  # so that a refusal names the tool
             await checked(service, schema, f"tools.{place}.function.parameters")
         await checked(service, constraint, "tools")

@@ -72,6 +72,13 @@ class ResponseFormat(Strict):
             raise ValueError("json_schema goes with type json_schema, and only with it")
         return self
 
+    @property
+    def schema_of_text(self) -> dict[str, Any] | None:
+        """The JSON schema of the text; None where it is free."""
+        if self.type == "text":
+            return None
+        return {"type": "object"} if self.json_schema is None else self.json_schema.schema_
+
 
 class ChatRequest(SamplingFields):
     """A conversation to which a reply is wanted."""
@@ -111,20 +118,21 @@ class ChatRequest(SamplingFields):
         for name in ("tool_choice", "parallel_tool_calls"):
             if getattr(self, name) is not None and not self.tools:
                 raise ValueError(f"{name} needs tools")
-        formed = self.response_format is not None and self.response_format.type != "text"
-        if formed and self.structured_outputs is not None:
-            raise ValueError("structured_outputs contradicts response_format; give one of them")
-        if (
-            (formed or self.structured_outputs is not None)
-            and self.tools
-            and self.tool_choice != "none"
-        ):
-            raise ValueError("response_format and structured_outputs cannot be combined with tools")
+        if self.structured_outputs is not None:
+            if self.text_schema is not None:
+                raise ValueError("structured_outputs contradicts response_format; give one of them")
+            if self.tools and self.tool_choice != "none":
+                raise ValueError("structured_outputs cannot be combined with tools")
         if isinstance(self.tool_choice, NamedTool):
             name = self.tool_choice.function.name
             if name not in [tool.function.name for tool in self.tools or ()]:
                 raise ValueError(f"tool_choice names {name!r}, which is not among the tools")
         return self
+
+    @property
+    def text_schema(self) -> dict[str, Any] | None:
+        """What `response_format` demands of the reply's text; None for any text."""
+        return None if self.response_format is None else self.response_format.schema_of_text
 
     @property
     def limit(self) -> int | None:

@@ -38,6 +38,11 @@ class CalledTool(Strict):
     function: CalledFunction
     index: int | None = Field(None, description="Left over from a stream: its place among them.")
 
+    def plain(self) -> dict[str, Any]:
+        """The call alone; some models leave out the arguments of a function that takes none."""
+        called = {"name": self.function.name, "arguments": self.function.arguments or "{}"}
+        return {"id": self.id, "type": self.type, "function": called}
+
 
 class ChatMessage(Strict):
     """One message of a conversation."""
@@ -76,14 +81,10 @@ class ChatMessage(Strict):
             content = "".join(part.text for part in content)
         message: dict[str, Any] = {"role": self.speaker, "content": content}
         if self.tool_calls:
-            calls = [call.model_dump(include=_CALL) for call in self.tool_calls]
-            message["tool_calls"] = calls
+            message["tool_calls"] = [call.plain() for call in self.tool_calls]
         if self.tool_call_id is not None:
             message["tool_call_id"] = self.tool_call_id
         return message
-
-
-_CALL: Any = {"id": True, "type": True, "function": {"name", "arguments"}}
 
 
 @dataclass(kw_only=True)

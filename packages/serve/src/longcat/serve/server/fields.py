@@ -82,10 +82,11 @@ def _refusal(errors: Sequence[Any], body: bytes) -> ApiError:
 def _path(loc: Sequence[int | str]) -> list[int | str]:
     """The fields on the way to a fault; a fault in a key is one of the object."""
     loc = loc[:-2] if loc[-1:] == ("[key]",) else loc
+    members = _MEMBERS | {model.__name__ for model in Strict.__subclasses__()}
     return [
         part
         for part in loc
-        if isinstance(part, int) or (part.isidentifier() and part not in _MEMBERS)
+        if isinstance(part, int) or (part.isidentifier() and part not in members)
     ]
 
 

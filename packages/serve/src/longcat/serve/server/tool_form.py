@@ -1,7 +1,8 @@
-"""The grammar of a reply that calls tools: when a call is demanded, or its arguments are held.
+"""The grammar of a reply that calls tools: when a call is demanded, or arguments or text are held.
 
     start: call (joint call)*            tool_choice "required", or one tool's name
     start: TEXT? (call (joint call)*)?   "auto", where a tool is `strict`
+    start: form | call (joint call)*     "auto", where `response_format` says what a text must be
 
 A call is written as the model's chat format writes it, and its arguments follow the tool's schema.
 """
@@ -33,7 +34,8 @@ def held_schemas(asked: ChatRequest) -> Iterator[tuple[int, ConstraintSpec]]:
 def tool_form(
     asked: ChatRequest, form: Template, markers: Mapping[str, int]
 ) -> ConstraintSpec | None:
-    """The form that `tool_choice` and `strict` demand of the reply; None when they demand none.
+    """The form that `tool_choice`, `strict` and `response_format` demand of a reply that may call
+    tools; None when they demand none, or it may not.
 
     Raises ApiError (400) for a strict tool where calls begin with plain text, which a grammar
     cannot tell from the reply's.
@@ -41,9 +43,12 @@ def tool_form(
     tools = asked.tools or []
     named = asked.tool_choice.function.name if isinstance(asked.tool_choice, NamedTool) else None
     demanded = asked.tool_choice == "required" or named is not None
-    if asked.tool_choice == "none" or not (demanded or any(t.function.strict for t in tools)):
+    free = not demanded and asked.text_schema is None
+    if not tools or asked.tool_choice == "none":
         return None
-    if not demanded and _marker(form.call[0]) not in markers:
+    if free and not any(t.function.strict for t in tools):
+        return None
+    if free and _marker(form.call[0]) not in markers:
         raise ApiError(
             400,
             "tools: strict is not supported with this model: its calls begin with plain text",
@@ -54,10 +59,13 @@ def tool_form(
         tools = [tool for tool in tools if tool.function.name == named]
     more = f"call ({_text(form.joint)} call)*" if form.joint else "call+"
     several = "call" if asked.parallel_tool_calls is False else more
-    start = several if demanded else f"TEXT? ({several})?"
+    start = several if demanded else f"TEXT? ({several})?" if free else f"form | {several}"
     rules = [f"start: {start}", _call(form, markers, len(tools))]
     rules += [line for i, tool in enumerate(tools) for line in _tool(i, tool, held=demanded)]
-    rules += [] if demanded else [r"TEXT: /(.|\n)+/"]
+    if free:
+        rules.append(r"TEXT: /(.|\n)+/")
+    elif not demanded:
+        rules.append(f"form: {_json(asked.text_schema or {})}")
     return ConstraintSpec(grammar="\n".join(rules))
 
 
@@ -74,8 +82,12 @@ def _tool(number: int, tool: ToolDefinition, *, held: bool) -> Sequence[str]:
         schema = function.parameters or schema
     return (
         f'tool{number}: {_text(head)} arguments{number} "}}"',
-        f"arguments{number}: %json {json.dumps({'x-guidance': _STYLE} | schema)}",
+        f"arguments{number}: {_json(schema)}",
     )
+
+
+def _json(schema: Mapping[str, Any]) -> str:
+    return f"%json {json.dumps({'x-guidance': _STYLE} | dict(schema))}"
 
 
 def _tag(tag: str, markers: Mapping[str, int]) -> str:
