@@ -97,6 +97,9 @@ class ConstraintCompiler:
 class TextConstraint:
     """One text under way; see `longcat.serve.constraint.Constraint`.
 
+    What is found out along drafts is kept until the text goes on: `redraft` and the `mask` of its
+    drafts go the same way.
+
     Attributes: failure (why the text can be held to its form no longer, or None).
     """
 
@@ -105,6 +108,7 @@ class TextConstraint:
         self._vocab_size = vocab_size
         self._eos = eos_token_id
         self._ended = False
+        self._known: dict[tuple[int, ...], tuple[LLMatcher, NDArray[np.bool_]]] = {}
         self.failure: str | None = None
 
     def mask(self, drafts: Sequence[int] = ()) -> NDArray[np.bool_]:
@@ -115,16 +119,14 @@ class TextConstraint:
         where the text can be held to its form no longer.
         """
         allowed = np.ones((len(drafts) + 1, self._vocab_size), dtype=np.bool_)
-        matcher = self._matcher
-        for row, draft in zip(allowed, (*drafts, None), strict=True):
-            following = self._following(matcher)
+        way = tuple(drafts)
+        for place, row in enumerate(allowed):
+            following = self._following(way[:place])
             if not following.any():  # failed; or complete, without an end of sequence
                 break
             row[:] = following
-            if draft is None or draft == self._eos or not following[draft]:
+            if place == len(way) or way[place] == self._eos or not following[way[place]]:
                 break
-            matcher = matcher.deep_copy()
-            matcher.consume_token(draft)
         return allowed
 
     def redraft(self, drafts: Sequence[int]) -> list[int]:
@@ -133,17 +135,14 @@ class TextConstraint:
         They end before one that is not allowed.
         """
         better: list[int] = []
-        matcher = self._matcher
         for draft in drafts:
-            following = np.flatnonzero(self._following(matcher))
+            following = np.flatnonzero(self._following(tuple(better)))
             token = int(following[0]) if len(following) == 1 else draft
             if token not in following:
                 break
             better.append(token)
             if token == self._eos:
                 break
-            matcher = matcher.deep_copy()
-            matcher.consume_token(token)
         return better
 
     def advance(self, tokens: Sequence[int]) -> None:
@@ -165,6 +164,7 @@ class TextConstraint:
                 )
             else:
                 self._matcher.consume_token(token)
+                self._known.clear()
                 self._note_failure()
 
     @property
@@ -172,13 +172,24 @@ class TextConstraint:
         """Whether the text is complete and nothing but its end may follow."""
         return self._ended or bool(self._matcher.is_stopped())
 
-    def _following(self, matcher: "LLMatcher") -> NDArray[np.bool_]:
-        """The tokens [V] that may come next; none where llguidance has given up."""
-        bits = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
-        self._note_failure()
-        if matcher.is_error():
-            return np.zeros(self._vocab_size, dtype=np.bool_)
-        return np.unpackbits(bits, bitorder="little", count=self._vocab_size).view(np.bool_)
+    def _following(self, drafts: tuple[int, ...]) -> NDArray[np.bool_]:
+        """The tokens [V] that may come after the text and these drafts."""
+        return self._after(drafts)[1]
+
+    def _after(self, drafts: tuple[int, ...]) -> "tuple[LLMatcher, NDArray[np.bool_]]":
+        """What stands there, and the tokens [V] that may follow; none where it has given up."""
+        if drafts not in self._known:
+            matcher = self._matcher
+            if drafts:
+                matcher = self._after(drafts[:-1])[0].deep_copy()
+                matcher.consume_token(drafts[-1])
+            bits = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
+            self._note_failure()
+            following = np.unpackbits(bits, bitorder="little", count=self._vocab_size)
+            if matcher.is_error():
+                following[:] = 0
+            self._known[drafts] = matcher, following.view(np.bool_)
+        return self._known[drafts]
 
     def _note_failure(self) -> None:
         """llguidance has limits, which a form may meet on its way."""

@@ -1,10 +1,14 @@
-"""Claims about long texts that a form makes certain: a step's work does not grow with them."""
+"""Claims about a step's work under a form: it does not grow with what the form makes certain, and
+no place is looked at twice.
+"""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from longcat.serve import ConstraintSpec, structured
 from longcat.serve.structured import ConstraintCompiler, TextConstraint
@@ -97,3 +101,45 @@ def test_what_is_spelled_in_a_step_does_not_grow_with_what_is_certain(
     assert most_spelled_at_once(form, 700) == most_spelled_at_once(form, 14_000) == 512
     monkeypatch.setattr(structured, "_AHEAD", 10**9)  # the control
     assert most_spelled_at_once(form, 14_000) > 13_000
+
+
+class Counted:
+    """A matcher, and all its copies, that count the masks they are asked for."""
+
+    def __init__(self, matcher: Any, asked: list[None]) -> None:
+        self._matcher, self._asked = matcher, asked
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._matcher, name)
+
+    def deep_copy(self) -> "Counted":
+        return Counted(self._matcher.deep_copy(), self._asked)
+
+    def compute_bitmask(self) -> bytes:
+        self._asked.append(None)
+        return bytes(self._matcher.compute_bitmask())
+
+
+class Forgetful(TextConstraint):
+    """The control: it goes every way anew."""
+
+    def mask(self, drafts: Sequence[int] = ()) -> NDArray[np.bool_]:
+        self._known.clear()
+        return super().mask(drafts)
+
+
+@pytest.mark.parametrize(("kind", "masks"), [(TextConstraint, 3 + 1), (Forgetful, 3 + 4)])
+def test_no_place_along_the_drafts_is_looked_at_twice(
+    kind: type[TextConstraint], masks: int
+) -> None:
+    compiler = ConstraintCompiler(TOKENS, EOS, encode=longest_first)
+    asked: list[None] = []
+    matcher: Any = Counted(compiler(ConstraintSpec(regex="[a-z]+"))._matcher, asked)
+    constraint = kind(matcher, len(TOKENS), EOS)
+    drafts = [IDS[bytes([letter])] for letter in b"yes"]
+    assert constraint.redraft(drafts) == drafts
+    rows = constraint.mask(drafts)
+    assert len(asked) == masks
+    constraint.advance(drafts)
+    assert np.array_equal(rows[-1], constraint.mask()[0])
+    assert len(asked) == masks + 1  # the text has gone on
