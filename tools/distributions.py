@@ -12,7 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 # Where a distribution is not called as what it is imported by.
-DISTRIBUTIONS = {"yaml": "pyyaml", "prometheus_client": "prometheus-client"}
+DISTRIBUTIONS = {
+    "markdown_it": "markdown-it-py",
+    "prometheus_client": "prometheus-client",
+    "yaml": "pyyaml",
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -103,6 +103,13 @@ def test_a_mistake_is_told_on_a_terminal_and_ends_a_pipe() -> None:
         converse(Scripted(said), "a")
 
 
+def test_what_a_server_says_of_a_mistake_moves_no_cursor() -> None:
+    said = [ValueError("chat: the server refuses (400): \x1b[2Jgone")]
+    _, _, notes = converse(Scripted(said), "a", interactive=True)
+    assert "refuses (400): \N{REPLACEMENT CHARACTER}[2Jgone" in notes
+    assert "\x1b" not in notes
+
+
 def test_a_session_is_saved_after_every_reply_and_read_back(tmp_path: Path) -> None:
     file = tmp_path / "talk.json"
     partner = Scripted(["One."], ["Two."])
@@ -152,6 +159,7 @@ def test_commands_change_what_they_name_and_help_lists_them_all() -> None:
     run(talk, "/colour")
     assert talk.colour
     assert "temperature 0.5" in run(talk, "/stats")
+    assert "max_tokens 5, draft on" in run(talk, "/stats")
 
 
 def test_reset_forgets_all_but_the_system_message_and_retry_asks_again() -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from longcat.chat import CallDelta, TextDelta
 from longcat.cli.main import main
+from longcat.cli.talk.partner import Turn
 from longcat.cli.talk.remote import RemotePartner
 from longcat.cli.talk.session import Session
 
@@ -109,6 +110,20 @@ def test_a_reply_streams_and_its_usage_is_told(server: Stub) -> None:
     assert body["messages"] == [{"role": "user", "content": "Hello"}]
     assert (body["model"], body["seed"], body["temperature"]) == ("other", 3, 0.5)
     assert "max_tokens" not in body
+
+
+def test_a_reply_without_usage_or_stopped_half_way_tells_its_time_alone(server: Stub) -> None:
+    server.events = [[chunk(content="Hi"), chunk("stop")], [chunk(content="a"), chunk(content="b")]]
+    partner = RemotePartner(server.url, "secret")
+    list(partner.reply(session_of("Hello")))
+    assert "tokens" not in partner.turn.words()
+    pieces = partner.reply(session_of("Hello"))
+    partner.turn = Turn(tokens=7)
+    next(pieces)
+    pieces.close()
+    assert partner.turn.tokens is None
+    assert partner.turn.seconds > 0
+    assert "tokens" not in (Turn() + partner.turn).words()
 
 
 def test_calls_stream_too(server: Stub) -> None:

@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from rich.markdown import Markdown
 
-from longcat.chat import TextDelta
+from longcat.chat import CallDelta, TextDelta
 from longcat.cli.talk.partner import Piece
-from longcat.cli.talk.screen import MarkdownScreen, PlainScreen
+from longcat.cli.talk.screen import MarkdownScreen, PlainScreen, markdown
 from longcat.cli.ui.theme import THEME
 
 MARKDOWN = """# Title
@@ -40,7 +39,7 @@ def test_markdown_that_streams_ends_as_markdown_that_was_whole(size: int) -> Non
     for at in range(0, len(MARKDOWN), size):
         screen.show(Piece(delta=TextDelta(text=MARKDOWN[at : at + size])))
     screen.close()
-    whole.print(Markdown(MARKDOWN))
+    whole.print(markdown(MARKDOWN))
     assert lasting(streamed) == lasting(whole)
 
 
@@ -64,11 +63,26 @@ def lasting(console: Console) -> list[str]:
 
 def test_control_characters_do_not_reach_a_terminal() -> None:
     console = Console(file=io.StringIO(), width=60, force_terminal=True, no_color=True)
-    for screen in (MarkdownScreen(console), PlainScreen(console)):
-        screen.show(Piece(delta=TextDelta(text="a\x1b]0;title\x07b")))
-        screen.close()
+    for kind in (MarkdownScreen, PlainScreen):
+        for delta in (
+            TextDelta(text="a\x1b]0;title\x07b"),
+            CallDelta(index=0, name="f\x1b]0;title\x07", arguments='{"a": "\x1b]0;title\x07"}'),
+        ):
+            screen = kind(console)
+            screen.show(Piece(delta=delta))
+            screen.close()
     assert isinstance(console.file, io.StringIO)
     assert "\x1b]" not in console.file.getvalue()
+
+
+def test_html_in_a_reply_is_text() -> None:
+    console = Console(file=io.StringIO(), width=60, force_terminal=True, no_color=True)
+    screen = MarkdownScreen(console)
+    screen.show(Piece(delta=TextDelta(text="A <br> breaks a line.\n\n<div>\nblock\n</div>\n")))
+    screen.close()
+    shown = "\n".join(lasting(console))
+    assert "A <br> breaks a line." in shown
+    assert "<div> block </div>" in shown
 
 
 @pytest.mark.parametrize("colours", ["truecolor", "standard", None])

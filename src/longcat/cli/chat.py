@@ -111,5 +111,8 @@ def _local(name: str | None, dtype: str, device: str | None) -> "LocalPartner":
 
 
 def _greeting(partner: "Partner") -> str:
+    from longcat.cli.stream import CONTROL
+
     kind = "" if partner.chats else " It has learned no chats: it continues what you write."
-    return f"{partner.name}.{kind} /help lists the commands."
+    name = CONTROL.sub("\N{REPLACEMENT CHARACTER}", partner.name)  # as a server gives it
+    return f"{name}.{kind} /help lists the commands."

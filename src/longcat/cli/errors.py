@@ -45,7 +45,11 @@ def sentence(error: Exception) -> str:
         said = f"not enough memory: {error}; use a smaller model, batch or dtype"
     else:
         said = f"this is a mistake in longcat: {type(error).__name__}: {error} {_HINT}"
-    return " ".join(said.split()) or f"{type(error).__name__} {_HINT}"
+    from longcat.cli.stream import CONTROL
+
+    # What a file or a server is called, and what a server says, may hold anything.
+    said = CONTROL.sub("\N{REPLACEMENT CHARACTER}", " ".join(said.split()))
+    return said or f"{type(error).__name__} {_HINT}"
 
 
 def report(error: Exception) -> int:

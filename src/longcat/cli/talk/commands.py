@@ -143,8 +143,9 @@ def _switch(name: str, rest: str, now: bool) -> bool:
 
 
 def _stats(talk: Talk, rest: str) -> str:
+    words = {None: "not set", True: "on", False: "off"}
     settings = ", ".join(
-        f"{name} {'not set' if value is None else value}"
+        f"{name} {words[value] if value is None or isinstance(value, bool) else value}"
         for name, value in asdict(talk.session.settings).items()
     )
     return "\n".join(

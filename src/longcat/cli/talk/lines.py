@@ -1,8 +1,8 @@
-"""What the reader types: one line, or several."""
+"""What the reader types: one line, or several; and that it waits while a reply is written."""
 
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 _BLOCK = '"""'
 
@@ -42,9 +42,38 @@ def _block(read: Callable[[str], str], first: str, more: str) -> str:
 
 
 def reader() -> Callable[[str], str]:
-    """`input` with a history on a terminal; lines of standard input without a prompt elsewhere."""
-    if sys.stdin.isatty():
-        with suppress(ImportError):
-            import readline  # noqa: F401  (editing and history, by being imported)
+    """`input` with a history on a terminal; lines of standard input without a prompt elsewhere.
+
+    What is pasted there is one message, whatever lines it has, once Enter is pressed.
+    """
+    if not sys.stdin.isatty():
+        return lambda prompt: input()
+    try:
+        import readline  # gives `input` editing and history, by being imported
+    except ImportError:
         return input
-    return lambda prompt: input()
+    readline.parse_and_bind("set enable-bracketed-paste on")  # Python alone turns it off
+    return input
+
+
+@contextmanager
+def unseen() -> Iterator[None]:
+    """What is typed meanwhile is not echoed, and stands at the next prompt.
+
+    An echo would stand in the midst of a reply, and move the lines that are drawn again.
+    """
+    try:
+        import termios
+    except ImportError:  # not a Unix terminal
+        termios = None  # type: ignore[assignment]
+    if termios is None or not sys.stdin.isatty():
+        yield
+        return
+    before = termios.tcgetattr(sys.stdin)
+    quiet = termios.tcgetattr(sys.stdin)
+    quiet[3] &= ~termios.ECHO
+    termios.tcsetattr(sys.stdin, termios.TCSADRAIN, quiet)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)

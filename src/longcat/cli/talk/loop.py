@@ -7,8 +7,9 @@ from typing import Any
 from rich.console import Console
 
 from longcat.chat import Call, CallDelta, Reply
+from longcat.cli.stream import CONTROL
 from longcat.cli.talk.commands import Leave, Talk, run
-from longcat.cli.talk.lines import read_message
+from longcat.cli.talk.lines import read_message, unseen
 from longcat.cli.talk.partner import Piece
 from longcat.cli.talk.screen import MarkdownScreen, PlainScreen
 
@@ -125,9 +126,10 @@ class Loop:
             else PlainScreen(self._out, colour=self._talk.colour)
         )
         try:
-            for piece in pieces:
-                heard.add(piece)
-                screen.show(piece)
+            with unseen():
+                for piece in pieces:
+                    heard.add(piece)
+                    screen.show(piece)
         except KeyboardInterrupt:
             if not self._interactive:
                 raise
@@ -141,6 +143,7 @@ class Loop:
 
     def _note(self, text: str, style: str = "note") -> None:
         if text:
+            text = CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)  # names and errors of a server
             self._notes.print(text, style=style, soft_wrap=not self._interactive, markup=False)
 
 

@@ -19,9 +19,9 @@ class Piece:
 
 @dataclass(frozen=True, kw_only=True)
 class Turn:
-    """What a reply took; add turns up with +. Drafts are None where nobody tells them."""
+    """What a reply took; add turns up with +. None is what nobody tells."""
 
-    tokens: int = 0
+    tokens: int | None = None
     seconds: float = 0.0
     drafted: int | None = None
     accepted: int | None = None
@@ -29,7 +29,7 @@ class Turn:
 
     def __add__(self, other: "Turn") -> "Turn":
         return Turn(
-            tokens=self.tokens + other.tokens,
+            tokens=_sum(self.tokens, other.tokens),
             seconds=self.seconds + other.seconds,
             drafted=_sum(self.drafted, other.drafted),
             accepted=_sum(self.accepted, other.accepted),
@@ -37,9 +37,11 @@ class Turn:
 
     def words(self) -> str:
         """In one line."""
-        parts = [f"{self.tokens} tokens in {self.seconds:.1f} s"]
-        if self.seconds:
-            parts.append(f"{self.tokens / self.seconds:.1f} tokens/s")
+        parts = [f"{self.seconds:.1f} s"]
+        if self.tokens is not None:
+            parts = [f"{self.tokens} tokens in {parts[0]}"]
+            if self.seconds:
+                parts.append(f"{self.tokens / self.seconds:.1f} tokens/s")
         if self.drafted:
             parts.append(f"{(self.accepted or 0) / self.drafted:.0%} of drafts accepted")
         if self.seed is not None:

@@ -71,15 +71,19 @@ class RemotePartner:
     def _pieces(self, answer: HTTPResponse) -> Iterator[Piece]:
         started = time.monotonic()
         self.turn, self.finished = Turn(), False
-        with answer:
-            for chunk in _events(answer):
-                if "error" in chunk:
-                    raise ValueError(f"chat: the server broke off: {chunk['error'].get('message')}")
-                if chunk.get("usage"):
-                    self.turn = _took(chunk["usage"], time.monotonic() - started)
-                for choice in chunk.get("choices", []):
-                    self.finished |= choice.get("finish_reason") in ("stop", "tool_calls")
-                    yield from _of_choice(choice)
+        usage: dict[str, Any] = {}
+        try:
+            with answer:
+                for chunk in _events(answer):
+                    if "error" in chunk:
+                        said = chunk["error"].get("message")
+                        raise ValueError(f"chat: the server broke off: {said}")
+                    usage = chunk.get("usage") or usage
+                    for choice in chunk.get("choices", []):
+                        self.finished |= choice.get("finish_reason") in ("stop", "tool_calls")
+                        yield from _of_choice(choice)
+        finally:  # a reply that is stopped has taken its time as well
+            self.turn = _took(usage, time.monotonic() - started)
 
     def _open(self, path: str, body: dict[str, Any] | None = None) -> HTTPResponse:
         data = None if body is None else json.dumps(body).encode()
@@ -141,7 +145,7 @@ def _took(usage: dict[str, Any], seconds: float) -> Turn:
     accepted = details.get("accepted_prediction_tokens")
     refused = details.get("rejected_prediction_tokens")
     drafted = None if accepted is None or refused is None else accepted + refused
-    tokens = usage.get("completion_tokens") or 0
+    tokens = usage.get("completion_tokens")
     return Turn(tokens=tokens, seconds=seconds, drafted=drafted, accepted=accepted)
 
 

@@ -3,11 +3,13 @@
 Notable:
 - a block of Markdown (a paragraph, a list, a fenced piece of code) is printed for good once the
   next one begins, so that the scrollback is whole; only the block under way is redrawn;
-- of a block taller than the screen its end is shown until it is complete.
+- of a block taller than the screen its end is shown until it is complete;
+- HTML is text: rich would leave its tags out, and what is said about <div> would lose a word.
 """
 
 import time
 
+from markdown_it import MarkdownIt
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.markdown import Markdown
@@ -19,6 +21,7 @@ from longcat.cli.stream import CONTROL, TokenPrinter
 from longcat.cli.talk.partner import Piece
 
 _REDRAWS_PER_SECOND = 12
+_PARSER = MarkdownIt("commonmark", {"html": False}).enable(["strikethrough", "table"])
 
 
 class PlainScreen:
@@ -63,16 +66,17 @@ class MarkdownScreen:
     def show(self, piece: Piece) -> None:
         """Print one more piece of the reply."""
         if isinstance(piece.delta, CallDelta):
-            self._add(_call_text(piece.delta, first=self._empty))
+            text = _call_text(piece.delta, first=self._empty)
         else:
-            self._add(CONTROL.sub("\N{REPLACEMENT CHARACTER}", piece.delta.text))
+            text = piece.delta.text
+        self._add(CONTROL.sub("\N{REPLACEMENT CHARACTER}", text))
 
     def close(self) -> None:
         """The reply is over: what is left is printed for good."""
         self._live.update(Text())
         self._live.stop()
         if self._block.strip():
-            self._console.print(Markdown(self._block))
+            self._console.print(markdown(self._block))
 
     def _add(self, text: str) -> None:
         self._empty = self._empty and not text
@@ -80,12 +84,19 @@ class MarkdownScreen:
         complete, self._block = _split(self._block)
         if complete.strip():
             self._live.update(Text(), refresh=True)
-            self._console.print(Markdown(complete))
+            self._console.print(markdown(complete))
             self._console.print()
         now = time.monotonic()
         if complete or now - self._drawn > 1 / _REDRAWS_PER_SECOND:
             self._live.update(_End(self._block), refresh=True)
             self._drawn = now
+
+
+def markdown(text: str) -> Markdown:
+    """Markdown for the screen, with HTML as the text that it is."""
+    shown = Markdown(text)
+    shown.parsed = _PARSER.parse(text)
+    return shown
 
 
 class _End:
@@ -95,7 +106,7 @@ class _End:
         self._text = text
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        lines = console.render_lines(Markdown(self._text), options.update(height=None), pad=False)
+        lines = console.render_lines(markdown(self._text), options.update(height=None), pad=False)
         for line in lines[-max(1, console.height - 2) :]:
             yield from line
             yield Segment.line()
