@@ -178,6 +178,11 @@ def test_the_log_has_a_line_per_request_with_its_id_and_user(
         [line] = [r.getMessage() for r in caplog.records if r.name == "longcat.serve.access"]
         assert line.startswith("POST /v1/completions 200 ")
         assert line.endswith(f"id={name} user='some\\nbody'")
+        caplog.clear()
+        chat = {"messages": [{"role": "user", "content": "x"}], "safety_identifier": "a1b2"}
+        await server.post("/v1/chat/completions", {"model": "tiny"} | chat)
+        [line] = [r.getMessage() for r in caplog.records if r.name == "longcat.serve.access"]
+        assert line.endswith("user='a1b2'")
 
     with caplog.at_level(logging.INFO, "longcat.serve.access"):
         ask(scenario)

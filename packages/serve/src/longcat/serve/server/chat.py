@@ -28,7 +28,7 @@ def chat_completions(service: Service) -> APIRouter:
         """Reply to a conversation."""
         arrived = time.monotonic()
         asked = await service.read(http, ChatRequest)
-        http.state.user = asked.user
+        http.state.user = asked.who
         answer = await _prepared(service, asked)
         return await answer.respond(http, service, arrived)
 

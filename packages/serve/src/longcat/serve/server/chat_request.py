@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from longcat.serve.server.conversation import ChatMessage
-from longcat.serve.server.fields import NeverTrue, NotHonoured, Strict, Text
+from longcat.serve.server.fields import NeverTrue, NoObject, NotHonoured, Strict, Text
 from longcat.serve.server.sampling_fields import MAX_LOGPROBS, SamplingFields
 
 
@@ -98,20 +98,24 @@ class ChatRequest(SamplingFields):
     audio: NotHonoured = None
     function_call: NotHonoured = None
     functions: NotHonoured = None
-    metadata: NotHonoured = None
+    metadata: NoObject = None
     moderation: NotHonoured = None
     prediction: NotHonoured = None
-    prompt_cache_key: NotHonoured = None
+    prompt_cache_key: str | None = Field(
+        None, description="All requests share one prefix cache, whatever their keys."
+    )
     prompt_cache_options: NotHonoured = None
     prompt_cache_retention: NotHonoured = None
-    reasoning_effort: NotHonoured = None
-    safety_identifier: NotHonoured = None
-    verbosity: NotHonoured = None
+    reasoning_effort: Literal["none"] | None = None
+    safety_identifier: str | None = Field(
+        None, description="Written to the access log where there is no user."
+    )
+    verbosity: Literal["medium"] | None = None
     web_search_options: NotHonoured = None
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs to be true")
         if self.max_tokens and self.max_completion_tokens not in (None, self.max_tokens):
             raise ValueError("max_tokens contradicts max_completion_tokens; give one of them")
@@ -128,6 +132,11 @@ class ChatRequest(SamplingFields):
             if name not in [tool.function.name for tool in self.tools or ()]:
                 raise ValueError(f"tool_choice names {name!r}, which is not among the tools")
         return self
+
+    @property
+    def who(self) -> str | None:
+        """On whose behalf the client asks: OpenAI's newer name for `user` counts as well."""
+        return self.user or self.safety_identifier
 
     @property
     def text_schema(self) -> dict[str, Any] | None:

@@ -4,7 +4,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from longcat.serve.server.fields import NotHonoured, Text, TokenId
+from longcat.serve.server.fields import NoText, Text, TokenId
 from longcat.serve.server.sampling_fields import MAX_CHOICES, MAX_LOGPROBS, SamplingFields
 
 DEFAULT_MAX_TOKENS = 16
@@ -31,7 +31,7 @@ class CompletionRequest(SamplingFields):
     add_special_tokens: bool | None = Field(
         None, description="Extension: false leaves out the beginning-of-text token before a text."
     )
-    suffix: NotHonoured = None
+    suffix: NoText = None
 
     @model_validator(mode="after")
     def _agree(self) -> Self:

@@ -27,7 +27,7 @@ def completions(service: Service) -> APIRouter:
         """Continue a text, or token ids; several prompts and several choices in one request."""
         arrived = time.monotonic()
         asked = await service.read(http, CompletionRequest)
-        http.state.user = asked.user
+        http.state.user = asked.who
         answer = await _prepared(service, asked)
         return await answer.respond(http, service, arrived)
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from longcat.serve.server.errors import ApiError
-from longcat.serve.server.fields import NotHonoured, Strict, Text
+from longcat.serve.server.fields import NoList, NotHonoured, Strict, Text
 
 Restated = Annotated[
     Any, Field(description="What OpenAI's client read out of the reply; the reply itself counts.")
@@ -55,7 +55,7 @@ class ChatMessage(Strict):
         None, description="Of a tool's result, the function's; else of the only one in this role."
     )
     # Clients send back what they were answered, empty fields included.
-    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+    annotations: NoList = None
     parsed: Restated = None
     refusal: NotHonoured = None
     audio: NotHonoured = None

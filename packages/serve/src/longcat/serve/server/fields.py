@@ -1,8 +1,8 @@
 """How a request's body is read: strictly, and with an answer that names the field at fault.
 
 true is no number here, 1.0 is no integer, NaN is no JSON, and an unknown field is an error. A field
-of the OpenAI API that this server does not honour is declared as `NotHonoured`: null or its neutral
-value pass, anything else is refused and never ignored.
+of the OpenAI API that this server does not honour is declared as one of the types below: null or
+its neutral value pass, anything else is refused and never ignored.
 """
 
 import json
@@ -24,6 +24,10 @@ NotHonoured = Annotated[None, Field(description="Known and not honoured: null, o
 NeverTrue = Annotated[
     Literal[False] | None, Field(description="Known and not honoured: false or null.")
 ]
+_EMPTY = Field(description="Known and not honoured: empty or null.")
+NoText = Annotated[Annotated[str, Field(max_length=0)] | None, _EMPTY]
+NoList = Annotated[Annotated[list[Any], Field(max_length=0)] | None, _EMPTY]
+NoObject = Annotated[Annotated[dict[str, Any], Field(max_length=0)] | None, _EMPTY]
 
 Text = Annotated[str, Field(min_length=1)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
@@ -91,10 +95,10 @@ def _path(loc: Sequence[int | str]) -> list[int | str]:
 
 
 def _is_unserved(error: Any) -> bool:
-    """Whether it says that `NotHonoured` was not null, or `NeverTrue` true."""
+    """Whether it says that something was asked for which is not honoured."""
     if error["type"] == "literal_error":
         return str(error["ctx"]["expected"]) == "False"
-    return str(error["type"]) == "none_required"
+    return str(error["type"]) == "none_required" or error.get("ctx", {}).get("max_length") == 0
 
 
 def _no_text(body: bytes) -> ApiError | None:

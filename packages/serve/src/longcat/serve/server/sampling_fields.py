@@ -13,6 +13,8 @@ Penalty = Annotated[float, Field(ge=-2, le=2)]
 MAX_CHOICES = 128
 MAX_LOGPROBS = 20
 MAX_STOPS = 16
+# Keeps the most probable token alone, as 0 asks for: of V tokens, the best has 1/V at least.
+_LEAST_TOP_P = 1e-6
 
 
 class StreamOptions(Strict):
@@ -47,7 +49,7 @@ class SamplingFields(Strict):
     model: Text
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0, lt=2**31)] | None = Field(
         None, description="Extension: keep the k most probable tokens; 0 keeps all."
     )
@@ -87,6 +89,11 @@ class SamplingFields(Strict):
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options needs stream to be true")
         return self
+
+    @property
+    def who(self) -> str | None:
+        """On whose behalf the client asks, if it says so."""
+        return self.user
 
     @property
     def choices(self) -> int:
@@ -147,7 +154,7 @@ class SamplingFields(Strict):
         return SamplingParams(
             temperature=1.0 if self.temperature is None else self.temperature,
             top_k=self.top_k or 0,
-            top_p=1.0 if self.top_p is None else self.top_p,
+            top_p=1.0 if self.top_p is None else max(self.top_p, _LEAST_TOP_P),
             min_p=self.min_p or 0.0,
             seed=None if self.seed is None else self.seed % 2**64,
             max_tokens=max_tokens,
