@@ -66,3 +66,14 @@ def test_a_preempted_prompt_gives_all_its_log_probabilities(markov, after):
     assert deltas[0].prompt_logprobs == expected.prompt_logprobs
     assert [token.id for delta in deltas for token in delta.tokens] == list(expected.token_ids)
     assert model.misplaced == 0
+
+
+@pytest.mark.parametrize("prompt", [(3,), (3, 1)])
+def test_log_probabilities_begin_with_the_first_token_of_which_nothing_is_known(markov, prompt):
+    """Also where it is the only one, so that no part of the prompt is fed before it."""
+    params = SamplingParams(max_tokens=1, prompt_logprobs=1)
+    asked = Request(request_id="a", prompt_ids=prompt, params=params)
+    (told,) = complete(Engine(markov(), None), [asked])
+    assert told.prompt_logprobs is not None
+    assert [token.id for token in told.prompt_logprobs] == list(prompt)
+    assert told.prompt_logprobs[0].logprob is None

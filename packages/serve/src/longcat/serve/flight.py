@@ -128,8 +128,6 @@ class _Fetched:
 def _note_prompt(sequence: Sequence, first: int, rows: list[_LogProb]) -> None:
     """Keep the log-probabilities of the prompt's tokens behind `first`, each of them once."""
     noted, prompt = sequence.prompt_logprobs, sequence.request.prompt_ids
-    if not noted:
-        noted.append(PromptToken(id=prompt[0], logprob=None))
     for offset, (logprob, best) in enumerate(rows):
         place = first + offset + 1
         if place == len(noted) and place < len(prompt):

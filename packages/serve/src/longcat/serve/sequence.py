@@ -61,7 +61,9 @@ class Sequence:
         self.constraint = constraint
         self.finish_reason: str | None = None
         self.stop_reason: str | int | None = None
-        self.prompt_logprobs: list[PromptToken] = []
+        # Of the first token nothing is known, and no pass says anything.
+        first = PromptToken(id=request.prompt_ids[0], logprob=None)
+        self.prompt_logprobs = [] if self.params.prompt_logprobs is None else [first]
         self._eos = None if self.params.ignore_eos else eos_token_id
         self._stream = None if table is None else TextStream(table, self.params.stop)
         self._fresh: list[Token] = []
