@@ -39,7 +39,7 @@ def ask_for(tensors: Iterable[Tensor]) -> int:
     # First for all: the system moves only what it has been asked to move.
     for advice in (_GIVE, _MOVE):
         taken = sum(_advise(page * SIZE, advice) for page in sorted(pages))
-    return taken if pages else 0
+    return taken
 
 
 def _place(tensor: Tensor) -> tuple[int, int]:

@@ -83,7 +83,8 @@ class Flight:
                 accepted, finite, usable, following, *rest = numbers[width:]
                 told = None
                 if read is not None and (top := tops[row]) is not None:
-                    told = [(own, best[:top]) for own, best in read[row * width :][:width]]
+                    own_row = read[row * width : (row + 1) * width]
+                    told = [(own, best[:top]) for own, best in own_row]
                 tokens = _run(numbers[: accepted + 1], accepted, usable, told)
                 self._rows[row].append(
                     Judged(tokens=tokens, accepted=accepted, drafted=usable, finite=bool(finite))

@@ -26,7 +26,6 @@ class PackedLinear:
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        self.out_features, self.in_features = weight.shape
         weight = weight.detach()
         self.bias = None if bias is None else bias.detach()
         self.packed = weight.numel() >= SMALLEST and onednn.packs(weight)

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from longcat.kernels.mla_prefill.eager import causal_mask
+
 ROWS = 16
 KEYS = 64
 WORD = 16  # widths are padded to this, see linear/exact.py
@@ -31,8 +33,7 @@ def causal_if_none(mask: Tensor | None, q: Tensor, k: Tensor) -> Tensor:
     """The mask [B, T, S] itself, or the causal one for q [B, T, ...] and k [B, S, ...]."""
     if mask is not None:
         return mask
-    square = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool, device=q.device)
-    return square.tril(k.shape[1] - q.shape[1]).expand(q.shape[0], -1, -1)
+    return causal_mask(q.shape[1], k.shape[1], q.device).expand(len(q), -1, -1)
 
 
 def attend_in_splits(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor) -> Tensor:

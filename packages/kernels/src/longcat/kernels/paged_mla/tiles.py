@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-PROCESSORS = 132  # streaming multiprocessors of an H100 or H200
+from longcat.kernels.linear.tiles import PROCESSORS
 
 
 @dataclass(frozen=True, kw_only=True)
