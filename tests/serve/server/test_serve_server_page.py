@@ -228,6 +228,53 @@ def test_one_can_chat_stop_and_watch_with_the_keyboard_alone(
         running.stop()
 
 
+def test_a_new_conversation_knows_nothing_of_a_reply_that_was_under_way(
+    browser: Browser, served_app: Any
+) -> None:
+    running = Running(served_app)
+    try:
+        running.engine.stats, running.engine.reply, running.engine.pause = STATS, REPLY, 0.2
+        browser.call("Page.navigate", url=running.url)
+        browser.until("document.getElementById('state').dataset.up === 'yes'")
+        for early in (True, False):  # before the first piece of the reply, and after it
+            browser.js("document.getElementById('text').value = 'x'; 0")
+            browser.js("document.getElementById('form').requestSubmit(); 0")
+            browser.until("asking && messages.length === 1")
+            if not early:
+                browser.until("document.getElementById('talk').lastElementChild.textContent !== ''")
+            browser.js("document.getElementById('fresh').click(); 0")
+            browser.until("asking === null")
+            assert browser.js("messages.length") == 0
+            assert browser.js("document.getElementById('talk').childElementCount") == 0
+            assert browser.js("document.getElementById('text').value") == ""
+    finally:
+        running.stop()
+
+
+def test_a_server_that_is_gone_is_named_and_what_it_said_of_keys_opens_no_settings(
+    browser: Browser, served_app: Any
+) -> None:
+    running = Running(served_app)
+    try:
+        ill = Delta(request_id="x", finish_reason="error", error="a keyword is ill")
+        running.engine.stats, running.engine.error = STATS, ill
+        browser.call("Page.navigate", url=running.url)
+        browser.until("document.getElementById('state').dataset.up === 'yes'")
+        note = "document.querySelector('#talk .error').textContent"
+        browser.js("document.getElementById('text').value = 'x'; 0")
+        browser.js("document.getElementById('form').requestSubmit(); 0")
+        browser.until(f"{note} === 'a keyword is ill'")
+        assert not browser.js("document.getElementById('settings').open")
+    finally:
+        running.stop()
+    gone = "the server does not answer"
+    browser.js("document.getElementById('fresh').click(); 0")
+    browser.js("document.getElementById('text').value = 'x'; 0")
+    browser.js("document.getElementById('form').requestSubmit(); 0")
+    browser.until(f"{note} === '{gone}'")
+    browser.until(f"document.getElementById('state').textContent === '{gone}'")
+
+
 def test_a_model_without_a_chat_format_continues_text_and_a_missing_key_is_asked_for(
     browser: Browser, served_app: Any
 ) -> None:
