@@ -195,6 +195,7 @@ def test_a_damaged_model_ends_the_request_with_one_sentence(markov):
         ({"logit_bias": {7: 1.0}}, "logit_bias"),
         ({"stop_token_ids": (7,)}, "stop_token_ids"),
         ({"stop": ("x",)}, "stop"),
+        ({"min_tokens": 1, "stop_token_ids": tuple(range(7))}, "min_tokens"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused_by_name(markov, fields, names):

@@ -25,6 +25,11 @@ def check_request(request: Request, model: PagedModel, room: int, *, speaks: boo
             raise ValueError(
                 f"{name} names a token outside the vocabulary 0 .. {model.vocab_size - 1}"
             )
+    eos = None if params.ignore_eos else model.eos_token_id
+    if params.min_tokens and len({eos, *params.stop_token_ids} - {None}) == model.vocab_size:
+        raise ValueError(
+            "min_tokens contradicts stop_token_ids: every token of the vocabulary ends the text"
+        )
     if params.stop and not speaks:
         raise ValueError("stop needs an engine with a tokenizer")
     for name in ("min_tokens", "ignore_eos"):
