@@ -1,11 +1,12 @@
 """The FFN experts: agreement of every form, ragged and empty groups, gradients, autocast."""
 
 import itertools
+from contextlib import nullcontext
 
 import pytest
 import torch
 
-from longcat.kernels import experts, use_backend
+from longcat.kernels import exact, experts, use_backend
 from longcat.kernels.experts import batches, eager, loop, reference
 
 # rows per expert, D, F; widths that grouped_mm takes and widths that it refuses
@@ -42,6 +43,22 @@ def test_eager_agrees_with_the_definition(randn, check, rows, width, inner, dtyp
     assert check.error(experts(*operands), want) <= check.bound(dtype, width + inner)
     with use_backend("numpy"):
         assert check.error(experts(*operands), want) <= check.bound(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [[3, 0, 2], [40, 0, 60], []])
+def test_rows_behind_the_last_experts_are_nobodys_in_every_form(randn, check, rows, dtype):
+    x, gate_up, down, offsets = _operands(randn, rows, 8, 16, dtype)
+    want = _definition(x, gate_up, down, offsets)
+    longer = torch.cat([x, randn(3, 8, dtype=dtype)]).requires_grad_()
+    modes = [nullcontext()] if dtype == torch.bfloat16 else [nullcontext(), exact()]
+    for mode in modes:
+        with mode:
+            y = experts(longer, gate_up, down, offsets)
+        assert y.shape == longer.shape
+        assert check.error(y[: len(x)].detach(), want) <= check.bound(dtype, 24)
+        (gradient,) = torch.autograd.grad(y[: len(x)].sum(), longer)
+        assert gradient[: len(x)].isfinite().all()
 
 
 @pytest.mark.parametrize(("rows", "width", "inner"), SHAPES)

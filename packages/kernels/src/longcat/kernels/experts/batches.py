@@ -84,13 +84,19 @@ def batches(counts: list[int]) -> list[Batch]:
     ]
 
 
+def _by_expert(rows: Tensor, counts: list[int]) -> Sequence[Tensor]:
+    """Each expert's rows; those behind the last one's are nobody's."""
+    parts: Sequence[Tensor] = rows[: sum(counts)].split(counts)
+    return parts
+
+
 class _Experts(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, gate_up: Tensor, down: Tensor, offsets: Tensor) -> Tensor:
         ends = offsets.tolist()
         ctx.counts = [end - start for start, end in zip([0, *ends], ends, strict=False)]
         y = torch.empty_like(x)
-        x_each, y_each = x.split(ctx.counts), y.split(ctx.counts)
+        x_each, y_each = _by_expert(x, ctx.counts), _by_expert(y, ctx.counts)
         wides, narrows = gate_up.unbind(), down.unbind()
         kept = []
         for batch in batches(ctx.counts):
@@ -109,7 +115,7 @@ class _Experts(torch.autograd.Function):
         gate_up, down, *kept = ctx.saved_tensors
         grad_x = torch.empty_like(grad)
         grad_gate_up, grad_down = torch.empty_like(gate_up), torch.empty_like(down)
-        of_y_each, of_x_each = grad.split(ctx.counts), grad_x.split(ctx.counts)
+        of_y_each, of_x_each = _by_expert(grad, ctx.counts), _by_expert(grad_x, ctx.counts)
         of_wides, of_narrows = grad_gate_up.unbind(), grad_down.unbind()
         parts = (kept[i::4] for i in range(4))
         for batch, rows, both, wide, narrow in zip(batches(ctx.counts), *parts, strict=True):
