@@ -1,6 +1,7 @@
 """Claims about a server under load: nothing lost, nothing leaked, refused at once, ended well."""
 
 import asyncio
+import http.client
 import json
 import os
 import random
@@ -199,6 +200,25 @@ def test_sigterm_under_load_lets_what_runs_finish_and_turns_the_rest_away(
     asyncio.run(run())
     assert server.process.wait(timeout=60) == 0, server.log
     assert "stopped" in server.log
+
+
+def test_a_connection_that_a_pool_has_kept_is_still_there_and_ends_with_the_server(
+    serve: Serve, chat_checkpoint: Path
+) -> None:
+    # Pools keep idle connections for 5 s and longer. One that the server has closed by then fails
+    # the request that goes out on it.
+    server = serve(chat_checkpoint)
+    kept = http.client.HTTPConnection("127.0.0.1", server.port)
+    kept.connect()
+    kept.auto_open = 0
+    for pause in (0.0, 6.0):
+        time.sleep(pause)
+        kept.request("GET", "/health")
+        answer = kept.getresponse()
+        assert (answer.status, bool(answer.read())) == (200, True)
+    server.process.send_signal(signal.SIGTERM)  # nobody waits for who is idle
+    assert server.process.wait(timeout=20) == 0, server.log
+    kept.close()
 
 
 def test_what_does_not_finish_in_time_is_told_so_and_the_end_is_still_good(

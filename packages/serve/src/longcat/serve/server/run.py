@@ -20,6 +20,9 @@ log = logging.getLogger("longcat.serve")
 
 # For answers that are being written when the engine has stopped.
 _LAST_WORDS = 3
+# Seconds that an idle connection stays open: longer than the pools of clients and proxies keep
+# theirs (5 to 60), or a request goes out on a connection that is closed at that moment.
+_IDLE = 75
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -54,6 +57,7 @@ async def _run(service: Service, listener: socket.socket, ready: Callable[[], No
         access_log=False,
         server_header=False,
         backlog=2048,
+        timeout_keep_alive=_IDLE,
         timeout_graceful_shutdown=_LAST_WORDS,
     )
     server = _Server(config, service)
