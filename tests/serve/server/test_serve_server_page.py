@@ -290,11 +290,19 @@ def test_a_model_without_a_chat_format_continues_text_and_a_missing_key_is_asked
         browser.until("messages.length === 2")
         assert browser.js("messages[1].content") == " and on"
         assert running.engine.requests[-1].prompt_ids[1:] == tuple(b"on")
+        window = browser.js("info.max_model_len")
+        fits = min(200, window - len(running.engine.requests[-1].prompt_ids))
+        assert running.engine.requests[-1].params.max_tokens == fits, "16 is a client's default"
+        browser.js("document.getElementById('max_tokens').value = '7'; 0")
+        browser.js("document.getElementById('text').value = 'on'; 0")
+        browser.js("document.getElementById('form').requestSubmit(); 0")
+        browser.until("messages.length === 4")
+        assert running.engine.requests[-1].params.max_tokens == 7
         running.engine.error = Delta(request_id="x", finish_reason="error", error="it is ill")
         browser.js("document.getElementById('text').value = 'and so'; 0")
         browser.js("document.getElementById('form').requestSubmit(); 0")
         browser.until("document.querySelector('#talk .error').textContent === 'it is ill'")
-        assert browser.js("messages.length") == 2
+        assert browser.js("messages.length") == 4
         assert browser.js("document.getElementById('text').value") == "and so", "to be sent again"
     finally:
         running.stop()
