@@ -93,7 +93,9 @@ def test_a_prompt_from_standard_input_is_taken_byte_for_byte_but_its_last_newlin
         (["--dtype", "int9"], "unknown dtype 'int9'"),
         (["--dtype", "int8", "--device", "meta"], "--dtype int8 is for a CPU"),
         (["--device", "abacus"], "--device abacus cannot be used here"),
+        (["--device", "xla"], "; leave it out, or say cpu\n"),
         (["--model", "nowhere"], "no model 'nowhere'"),
+        (["--model", str(Path(__file__).parent)], "no config.json in "),
         (["--model", "bench"], "train it with `longcat train --preset bench`"),
     ],
 )
@@ -108,6 +110,7 @@ def test_a_request_that_cannot_be_met_is_one_sentence_and_exit_code_2(
     assert shown.out == ""
     assert sentence in shown.err
     assert shown.err.count("\n") == 1
+    assert len(shown.err) < 400
 
 
 def test_weights_of_8_bits_continue_a_prompt(

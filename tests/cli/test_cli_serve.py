@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shlex
 import signal
 import threading
 from collections.abc import Callable, Coroutine, Iterator
@@ -238,7 +239,7 @@ def test_it_says_what_it_serves_and_how_to_try_it(
             max_position=256,
             eos_token_id=2,
             max_running=32,
-            pool_tokens=1600,
+            pool_tokens=1600 if len(seen) == 1 else 160,
             has_draft_head=len(seen) != 2,
             speculative=len(seen) == 1,
         )
@@ -250,13 +251,18 @@ def test_it_says_what_it_serves_and_how_to_try_it(
     told = capsys.readouterr().out
     assert "serving tiny (" in told
     assert "speculation on: the MTP head drafts" in told
+    assert "up to 256 tokens a sequence, 1600 in the latent cache" in told
+    assert ": a page for a browser, /v1 for clients" in told
     assert "chat in the longcat format" in told
     assert "one key may ask" in told
     assert "/v1/chat/completions -H 'Authorization: Bearer KEY'" in told
     assert seen[0].gate.capacity == 39
-    assert main([*serve, str(tiny_checkpoint), "--name", "other"]) == 0
+    assert main([*serve, str(tiny_checkpoint), "--name", "it's other"]) == 0
     told = capsys.readouterr().out
-    assert "serving other (" in told
+    assert "serving it's other (" in told
+    assert "up to 160 tokens a sequence, 160 in the latent cache" in told
+    arguments = shlex.split(told.partition("try: ")[2])
+    assert json.loads(arguments[-1])["model"] == "it's other", "it works when pasted"
     assert "speculation off: this checkpoint has no MTP head" in told
     assert "no chat template" in told
     assert '"prompt": "def read("' in told

@@ -62,8 +62,13 @@ def find_model(name: str | None, runs: Path = RUNS) -> FoundModel:
 
     directory = Path(name)
     # A folder that merely shares a preset's name (./bench) is not a checkpoint.
-    if directory.is_dir() and (name not in PRESETS or (directory / "config.json").is_file()):
+    if (directory / "config.json").is_file():
         return FoundModel(directory=directory)
+    if directory.is_dir() and name not in PRESETS:
+        raise ValueError(
+            f"no config.json in {directory}: a checkpoint is a directory with config.json, "
+            "model.safetensors and tokenizer.json"
+        )
     if name == "nano" and shipped is not None:
         return FoundModel(directory=shipped)
     if name in PRESETS:
@@ -145,8 +150,10 @@ def open_model(found: FoundModel, dtype: str, device: str | None) -> "tuple[Flas
     try:
         place = torch.empty(0, device=where).device
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"--device {where} cannot be used here: {reason}") from None
+        reason = str(error).partition("\n")[0].partition(". ")[0]  # the rest is for torch's makers
+        raise ValueError(
+            f"--device {where} cannot be used here: {reason}; leave it out, or say cpu"
+        ) from None
     if weights(dtype)[1] and place.type != "cpu":
         raise ValueError(f"--dtype int8 is for a CPU; on {where} take bfloat16")
     tokenizer = Tokenizer.load(found.directory)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shlex
 import socket
 from functools import partial
 from typing import TYPE_CHECKING
@@ -153,9 +154,11 @@ def _greet(found: FoundModel, service: "Service", listener: socket.socket) -> No
     why = f", {found.reason}" if found.reason else ""
     lines = [
         f"serving {config.model_name} ({found.directory}{why})",
-        f"at {address}: /v1 for clients of the OpenAI API, /metrics for Prometheus",
+        f"at {address}: a page for a browser, /v1 for clients of the OpenAI API, /metrics for "
+        "Prometheus",
         _speculation(info.has_draft_head, info.speculative),
-        f"up to {info.max_position} tokens a sequence, {info.pool_tokens} in the latent cache, "
+        f"up to {min(info.max_position, info.pool_tokens)} tokens a sequence, {info.pool_tokens} "
+        "in the latent cache, "
         f"{info.max_running} sequences at once, {config.max_queue} more may wait",
         "structured output on" if service.constraints else "structured output off: no llguidance",
         "chat in the " + service.tokenizer.chat.name + " format"
@@ -193,5 +196,5 @@ def _example(address: str, service: "Service") -> str:
     else:
         message = {"role": "user", "content": "What does len do?"}
         path, body = "chat/completions", {"model": name, "messages": [message]}
-    sent = json.dumps(body)
-    return f"curl {address}/v1/{path}{key} -H 'Content-Type: application/json' -d '{sent}'"
+    sent = shlex.quote(json.dumps(body))
+    return f"curl {address}/v1/{path}{key} -H 'Content-Type: application/json' -d {sent}"
