@@ -39,6 +39,14 @@ def test_the_line_in_the_list_is_how_the_commands_own_help_begins(name: str) -> 
     assert main.load(name).help.startswith(main.COMMANDS[name].rstrip("."))
 
 
+def test_the_lines_of_help_are_broken_by_the_terminal_alone() -> None:
+    commands = [main.load(name) for name in main.COMMANDS]
+    while commands:
+        command = commands.pop()
+        commands += getattr(command, "commands", {}).values()
+        assert "\n" not in command.help.replace("\n\n", ""), command.name
+
+
 def test_without_arguments_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main([]) == 0
     assert "generate" in capsys.readouterr().out

@@ -56,7 +56,17 @@ def load(name: str) -> Any:
         target = single
     command = get_command(target)
     command.name = name
+    _flow(command)
     return command
+
+
+def _flow(command: Any) -> None:
+    """Let the lines of help run to the terminal's width; they are broken where the source's are."""
+    if command.help:
+        paragraphs = command.help.split("\n\n")
+        command.help = "\n\n".join(" ".join(lines.split()) for lines in paragraphs)
+    for inner in getattr(command, "commands", {}).values():
+        _flow(inner)
 
 
 app = typer.Typer(
