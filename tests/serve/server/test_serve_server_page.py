@@ -131,6 +131,9 @@ class Browser:
             assert time.monotonic() < end, f"never came true: {code}; {self.js(shown)}"
             time.sleep(0.05)
 
+    def ask(self, text: str) -> None:
+        self.js(f"$('text').value = {json.dumps(text)}; $('form').requestSubmit(); 0")
+
     def key(self, name: str, code: int, text: str = "") -> None:
         about = {"key": name, "code": name, "windowsVirtualKeyCode": code}
         self.call("Input.dispatchKeyEvent", type="keyDown", text=text, **about)
@@ -236,17 +239,13 @@ def test_a_new_conversation_knows_nothing_of_a_reply_that_was_under_way(
         running.engine.stats, running.engine.reply, running.engine.pause = STATS, REPLY, 0.2
         browser.call("Page.navigate", url=running.url)
         browser.until("document.getElementById('state').dataset.up === 'yes'")
-        for early in (True, False):  # before the first piece of the reply, and after it
-            browser.js("document.getElementById('text').value = 'x'; 0")
-            browser.js("document.getElementById('form').requestSubmit(); 0")
-            browser.until("asking && messages.length === 1")
-            if not early:
-                browser.until("document.getElementById('talk').lastElementChild.textContent !== ''")
+        for reply in ("=", "!"):  # before the first piece of the reply, and after it
+            browser.ask("x")
+            browser.until(f"asking && $('talk').lastElementChild.textContent {reply}== ''")
             browser.js("document.getElementById('fresh').click(); 0")
             browser.until("asking === null")
-            assert browser.js("messages.length") == 0
-            assert browser.js("document.getElementById('talk').childElementCount") == 0
-            assert browser.js("document.getElementById('text').value") == ""
+            left = "[messages.length, $('talk').childElementCount, $('text').value]"
+            assert browser.js(left) == [0, 0, ""]
     finally:
         running.stop()
 
@@ -261,18 +260,14 @@ def test_a_server_that_is_gone_is_named_and_what_it_said_of_keys_opens_no_settin
         browser.call("Page.navigate", url=running.url)
         browser.until("document.getElementById('state').dataset.up === 'yes'")
         note = "document.querySelector('#talk .error').textContent"
-        browser.js("document.getElementById('text').value = 'x'; 0")
-        browser.js("document.getElementById('form').requestSubmit(); 0")
+        browser.ask("x")
         browser.until(f"{note} === 'a keyword is ill'")
         assert not browser.js("document.getElementById('settings').open")
     finally:
         running.stop()
-    gone = "the server does not answer"
     browser.js("document.getElementById('fresh').click(); 0")
-    browser.js("document.getElementById('text').value = 'x'; 0")
-    browser.js("document.getElementById('form').requestSubmit(); 0")
-    browser.until(f"{note} === '{gone}'")
-    browser.until(f"document.getElementById('state').textContent === '{gone}'")
+    browser.ask("x")
+    browser.until(f"{note} === 'the server does not answer'")
 
 
 def test_a_model_without_a_chat_format_continues_text_and_a_missing_key_is_asked_for(
@@ -285,8 +280,7 @@ def test_a_model_without_a_chat_format_continues_text_and_a_missing_key_is_asked
         browser.until("document.getElementById('state').textContent.includes('a key is needed')")
         browser.js("document.getElementById('key').value = 'secret'; 0")
         browser.until("document.getElementById('text').placeholder === 'Text to continue'")
-        browser.js("document.getElementById('text').value = 'on'; 0")
-        browser.js("document.getElementById('form').requestSubmit(); 0")
+        browser.ask("on")
         browser.until("messages.length === 2")
         assert browser.js("messages[1].content") == " and on"
         assert running.engine.requests[-1].prompt_ids[1:] == tuple(b"on")
@@ -294,13 +288,11 @@ def test_a_model_without_a_chat_format_continues_text_and_a_missing_key_is_asked
         fits = min(200, window - len(running.engine.requests[-1].prompt_ids))
         assert running.engine.requests[-1].params.max_tokens == fits, "16 is a client's default"
         browser.js("document.getElementById('max_tokens').value = '7'; 0")
-        browser.js("document.getElementById('text').value = 'on'; 0")
-        browser.js("document.getElementById('form').requestSubmit(); 0")
+        browser.ask("on")
         browser.until("messages.length === 4")
         assert running.engine.requests[-1].params.max_tokens == 7
         running.engine.error = Delta(request_id="x", finish_reason="error", error="it is ill")
-        browser.js("document.getElementById('text').value = 'and so'; 0")
-        browser.js("document.getElementById('form').requestSubmit(); 0")
+        browser.ask("and so")
         browser.until("document.querySelector('#talk .error').textContent === 'it is ill'")
         assert browser.js("messages.length") == 4
         assert browser.js("document.getElementById('text').value") == "and so", "to be sent again"
