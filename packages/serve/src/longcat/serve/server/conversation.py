@@ -105,13 +105,21 @@ class Turns:
         )
 
 
+# Whose turn it would have been between two messages that may follow each other.
+_PASSED_OVER = {
+    ("tool", "user"): "assistant",
+    ("system", "assistant"): "user",
+    (None, "assistant"): "user",
+}
+
+
 def turns(messages: Sequence[ChatMessage]) -> Turns:
     """The turns of a conversation.
 
     Messages of one role in a row are one turn, a blank line between their texts. Where the user
-    speaks right after a tool's result, the assistant said nothing in between. Results may come in
-    any order, as their ids say whose they are; the formats write no ids, so here they follow the
-    calls one by one.
+    speaks right after a tool's result, the assistant said nothing in between; where the assistant
+    speaks first, the user said nothing before. Results may come in any order, as their ids say
+    whose they are; the formats write no ids, so here they follow the calls one by one.
 
     Raises ApiError (400) for a name that the formats cannot write.
     """
@@ -123,8 +131,9 @@ def turns(messages: Sequence[ChatMessage]) -> Turns:
             texts = (last["content"], message["content"])
             made.messages[-1] = last | message | {"content": "\n\n".join(filter(None, texts))}
             continue
-        if last["role"] == "tool" and message["role"] == "user":
-            made.messages.append({"role": "assistant", "content": ""})
+        silent = _PASSED_OVER.get((last["role"], message["role"]))
+        if silent is not None:
+            made.messages.append({"role": silent, "content": ""})
             made.places.append(place)
         made.messages.append(message)
         made.places.append(place)
