@@ -15,6 +15,7 @@ from rich.console import Console, RenderableType
 from longcat.cli.ui import record, theme
 from longcat.cli.ui.page import Outcome, Page, Question, Verdict, closing, opening, source_line
 from longcat.cli.ui.plot import Bars, Line
+from longcat.cli.ui.prose import Rows
 from longcat.cli.ui.shade import Shade
 
 WIDTHS = (60, 80, 120)
@@ -232,6 +233,14 @@ def test_source_lines_point_at_the_definition() -> None:
     file = sys.modules[source_line.__module__].__file__
     assert file is not None
     assert "def source_line" in Path(file).read_text().splitlines()[int(line) - 1]
+
+
+def test_a_place_to_read_is_whole_however_narrow_the_screen() -> None:
+    console = Console(file=io.StringIO(), width=40, theme=theme.THEME)
+    path = "packages/kernels/src/longcat/kernels/experts/triton_kernel.py:22"
+    console.print(Rows([("Read", "net", path)]))
+    assert isinstance(console.file, io.StringIO)
+    assert path in "".join(console.file.getvalue().split())
 
 
 KEYS = """

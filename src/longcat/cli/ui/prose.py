@@ -74,7 +74,7 @@ class Rows:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         table = Table.grid(padding=(0, 2, 0, 0))
         table.add_column(width=self.width)
-        table.add_column()
+        table.add_column(overflow="fold")  # a path that is cut off leads nowhere
         for label, role, text in self.rows:
             table.add_row(spelled(label, role, bold=True), spelled(text))
         yield Padding(table, (0, INDENT, 0, self.indent))
