@@ -14,6 +14,7 @@ import torch.distributed as dist
 from longcat import kernels
 from longcat.cli import main
 from longcat.cli.benchmarks import timing
+from longcat.cli.benchmarks.document import publish
 from longcat.cli.benchmarks.kernels import collectives, table
 from longcat.cli.benchmarks.kernels.case import Case, Sizes
 
@@ -78,6 +79,17 @@ def test_without_json_a_table_is_shown(
         assert word in shown
     assert re.search(r"spread +% of +x *\n", shown)
     assert re.search(r"% +TFLOP/s +GB/s +limit +torch *\n", shown)
+
+
+def test_a_narrow_terminal_wraps_the_table_and_loses_no_column(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    row = dict.fromkeys(table.COLUMNS, 1234.0) | {"form": "a form's name of twenty"}
+    document = {"hardware": {}, "load": {"before": 1, "after": 1}, "times": "", "rows": [row]}
+    publish(tmp_path / "kernels.json", document, "one case", table.COLUMNS)
+    line = next(line for line in capsys.readouterr().out.split("\n") if "twenty" in line)
+    assert len(re.findall(r"1,?234", line)) == len(table.COLUMNS)
 
 
 def test_the_table_fits_eighty_columns() -> None:

@@ -65,7 +65,7 @@ def publish(path: Path, document: dict[str, Any], case: str, columns: Columns) -
     from longcat.cli.ui.theme import make_console
 
     console = make_console()
-    console.print(_table(document, case, columns))
+    console.print(_table(document, case, columns), crop=False)  # narrow: lines wrap, none is cut
     console.print(f"written: {path}")
 
 
