@@ -13,7 +13,7 @@ import pytest
 
 from longcat.cli import main
 from longcat.cli.benchmarks.load.call import Target, call
-from longcat.cli.benchmarks.load.report import percentiles
+from longcat.cli.benchmarks.load.report import MEASURES, percentiles, show
 from longcat.cli.benchmarks.load.traffic import Traffic
 
 DELAY, GAP, TOKENS = 0.03, 0.01, 4
@@ -164,6 +164,18 @@ def test_the_table_shows_what_was_measured(
     for word in ("time to first token", "per token after it", "p99", "2 of 2", "tokens/s"):
         assert word in shown
     assert "…" not in shown
+
+
+def test_a_narrow_terminal_cuts_no_number(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "50")
+    waits = percentiles([12.345] * 3)
+    rates = {"model": "m", "requests": 3, "seconds": 1.0, "requests_per_s": 3.0, "tokens_per_s": 9}
+    show({**rates, "ended_well": 3, "errors": {}} | dict.fromkeys(MEASURES, waits))
+    shown = capsys.readouterr().out
+    assert "…" not in shown
+    assert shown.count("12,345") == len(MEASURES) * 6
 
 
 def test_a_key_is_sent_and_its_lack_is_one_sentence(

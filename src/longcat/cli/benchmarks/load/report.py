@@ -78,16 +78,19 @@ def show(document: dict[str, Any]) -> None:
         title_justify="left",
         box=box.SIMPLE,
     )
-    table.add_column("ms", no_wrap=True)
     names = ["mean", *(f"p{point}" for point in POINTS), "max"]
-    for name in names:
-        table.add_column(name, justify="right", no_wrap=True)
-    for measure, heading in MEASURES.items():
-        waits = document[measure]
-        if waits is not None:
-            table.add_row(heading, *(_short(waits[name]) for name in names))
+    rows = {
+        heading: [_short(document[measure][name]) for name in names]
+        for measure, heading in MEASURES.items()
+        if document[measure] is not None
+    }
+    table.add_column("ms", min_width=7)  # may wrap; the numbers beside it may not be cut
+    for name, *cells in zip(names, *rows.values(), strict=True):
+        table.add_column(name, justify="right", min_width=max(map(len, cells), default=0))
+    for heading, numbers in rows.items():
+        table.add_row(heading, *numbers)
     console = make_console()
-    console.print(table)
+    console.print(table, crop=False)
     for error, count in document["errors"].items():
         console.print(f"{count} requests: {error}")
 
