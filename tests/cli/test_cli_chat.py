@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -222,6 +223,17 @@ def test_a_pipe_gets_the_replies_and_nothing_else(
     assert "messages" not in shown.out
     main(["generate", "--model", str(tiny_checkpoint), "--prompt", "hello", "--max-tokens", "5"])
     assert capsys.readouterr().out == "hello" + shown.out
+
+
+def test_bytes_that_are_no_text_are_replaced(
+    chat_checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stray = io.TextIOWrapper(io.BytesIO(b"\xff\n"), encoding="utf-8", errors="surrogateescape")
+    monkeypatch.setattr("sys.stdin", stray)
+    argv = ["--model", str(chat_checkpoint), "--max-tokens", "3", "--system", os.fsdecode(b"\xfe")]
+    assert main(["chat", *argv]) == 0
+    assert main(["generate", "--chat", "--prompt", "x", *argv]) == 0
+    assert "error" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """`longcat chat`: talk with a model in the terminal, one here or one behind a server."""
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -86,7 +87,7 @@ def command(
     }
     said.change(**{name: value for name, value in changes.items() if value is not None})
     if system is not None:
-        said.set_system(system)
+        said.set_system(os.fsencode(system).decode("utf-8", "replace"))
     partner: Partner = RemotePartner(url, api_key, model) if url else _local(model, dtype, device)
     if system is not None and not partner.chats:
         raise ValueError(f"chat: {partner.name} has learned no chats, so --system means nothing")

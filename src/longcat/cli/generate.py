@@ -137,7 +137,8 @@ def chat_prompt(tokenizer: "Tokenizer", text: str, system: str | None) -> list[i
 
     messages: list[Message] = [{"role": "user", "content": text}]
     if system is not None:
-        messages.insert(0, {"role": "system", "content": system})
+        said = os.fsencode(system).decode("utf-8", "replace")
+        messages.insert(0, {"role": "system", "content": said})
     return encode_prompt(tokenizer, messages)
 
 

@@ -114,8 +114,9 @@ def root(
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 ok, 1 failed, 2 bad usage, 130 interrupted."""
     errors.install_warnings()
-    for stream in (sys.stdout, sys.stderr):
-        # Generated text may hold characters that the terminal's encoding lacks.
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        # Generated text may hold characters that the terminal's encoding lacks, and what is piped
+        # in bytes that are none.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     try:
