@@ -16,13 +16,13 @@ from longcat.flash.chat import encode_conversation
 from longcat.flash.tokenizer import Tokenizer
 from longcat.train import open_run
 from longcat.train.directory import RunDirectory
-from longcat.train.errors import RunError
+from longcat.train.errors import DataError, RunError
 from longcat.train.exchange import Exchange
 from longcat.train.loop import Silent, begin, run
 from longcat.train.metrics import TIMED_FIELDS, read_metrics
 from longcat.train.origin import initial_model, read_origin
 from longcat.train.prepare import reopen
-from longcat.train.sft.chats import read_chats
+from longcat.train.sft.chats import read_chats, split_chats
 from longcat.train.sft.packing import IDS, PackedWindows, pack
 from longcat.train.sft.prepare import encode_chats, held_out_chats, prepare_chats
 from longcat.train.sft.score import answer, score_chats
@@ -222,3 +222,19 @@ def test_a_conversation_that_is_too_long_is_cut_and_counted(
     assert (packed.cut, packed.skipped) == (1, 1)
     ends = packed.windows[:, IDS] == tokenizer.markers["</longcat_s>"]
     assert ends.sum() == 2  # a reply that was cut does not teach to end there
+
+
+def test_held_out_conversations_that_cannot_be_scored_are_refused_before_the_first_step(
+    kit: Any, base: Any, tmp_path: Any
+) -> None:
+    lines = records(19)
+    path = write(tmp_path / "chats.jsonl", lines)
+    _, held_out = split_chats(read_chats([path], "longcat"))
+    lines = [
+        pair("a " * 200, "late") if chat.name in {c.name for c in held_out} else line
+        for chat, line in zip(read_chats([path], "longcat"), lines, strict=True)
+    ]
+    settings = settings_for(kit, base, sft=(write(tmp_path / "chats.jsonl", lines),))
+    with pytest.raises(DataError, match=r"first 96 tokens of the 1 held out .*--seq-len"):
+        prepare_chats(RunDirectory(tmp_path / "run"), settings, read_origin(settings))
+    assert not (tmp_path / "run").exists()

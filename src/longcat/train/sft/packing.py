@@ -33,6 +33,10 @@ class Encoded:
     ids: Sequence[int]
     learned: Sequence[bool]
 
+    def teaches_within(self, seq_len: int) -> bool:
+        """Whether any of its first tokens is learned; the very first is never predicted."""
+        return any(self.learned[1:seq_len])
+
 
 @dataclass(frozen=True, kw_only=True)
 class Packed:
@@ -56,7 +60,7 @@ def pack(chats: Sequence[Encoded], seq_len: int, pad: int) -> Packed:
     """
     fitting, cut, skipped = [], 0, 0
     for chat in chats:
-        if not any(chat.learned[1:seq_len]):  # the first token of a text is never predicted
+        if not chat.teaches_within(seq_len):
             skipped += 1
             continue
         cut += len(chat.ids) > seq_len

@@ -13,7 +13,7 @@ from longcat.flash.chat import chat_format, encode_conversation
 from longcat.flash.tokenizer import Tokenizer
 from longcat.train.batches import load_tokens, save_tokens
 from longcat.train.directory import RunDirectory, write_text
-from longcat.train.errors import RunError
+from longcat.train.errors import DataError, RunError
 from longcat.train.origin import Origin
 from longcat.train.prepare import CARD, HELD_OUT, TOKENS, Prepared
 from longcat.train.settings import TrainSettings
@@ -30,12 +30,20 @@ def prepare_chats(directory: RunDirectory, settings: TrainSettings, origin: Orig
     Nothing is created when they cannot be used.
 
     Raises:
-        DataError: a conversation out of form, or nothing to learn. RunError: the directory exists
-            or cannot be written.
+        DataError: a conversation out of form, or nothing to learn or to score. RunError: the
+            directory exists or cannot be written.
     """
     train, held_out = split_chats(read_chats(settings.sft, settings.template))
     tokenizer = origin.tokenizer
     packed = pack(encode_chats(tokenizer, train), settings.seq_len, tokenizer.pad_id)
+    if held_out and not any(
+        chat.teaches_within(settings.seq_len) for chat in encode_chats(tokenizer, held_out)
+    ):
+        raise DataError(
+            f"chats: no assistant turn lies within the first {settings.seq_len} tokens of the "
+            f"{len(held_out)} held out to score the run by; give a longer window (--seq-len) or "
+            "more conversations"
+        )
     windows = packed.windows
     lengths = [len(c.rendered.text.encode()) for c in train]
     card = {
