@@ -63,6 +63,11 @@ def test_prose_code_and_output_come_in_order(page: Path) -> None:
     assert places == sorted(places)
 
 
+def test_a_long_line_of_output_is_whole(page: Path) -> None:
+    page.write_text(PAGE.replace('"x is", x', '"x" * 200'), encoding="utf-8")
+    assert "x" * 200 in shown(page)[1]
+
+
 def test_a_figure_draws_itself_and_its_code_stays_hidden(page: Path) -> None:
     _, text = shown(page)
     assert "height" in text

@@ -107,8 +107,8 @@ def _run(fence: Fence, namespace: dict[str, Any], page: Path, console: Console) 
     if not output:
         console.print()
     elif fence.options.get("result") or fence.is_shown:
-        rows = Text("\n").join(Text.assemble(("│ ", "ffn"), row) for row in output.split("\n"))
-        console.print(Padding(rows, (1, 0, 1, 2)), soft_wrap=True)
+        rows = Text("\n").join(Text.assemble(("  │ ", "ffn"), row) for row in output.split("\n"))
+        console.print("\n", rows, "\n", sep="", soft_wrap=True)  # a Padding would cut long lines
     else:
         console.print(Markdown(plain_markdown(output)[0], code_theme="ansi_dark"))
     return True
