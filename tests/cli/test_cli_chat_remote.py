@@ -54,6 +54,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "text/event-stream")
         self.end_headers()
         for event in events:
+            if event is None:  # it dies
+                return
             self.wfile.write(b"data: " + json.dumps(event).encode() + b"\n\n")
         if events and "error" not in events[-1]:
             self.wfile.write(b"data: [DONE]\n\n")
@@ -165,6 +167,7 @@ def test_a_whole_talk_with_a_server(
         ({"error": {"message": "too long", "param": "messages"}}, r"refuses \(400\): too long"),
         ({"nonsense": 1}, r"refuses \(400\)"),
         ([chunk(content="a"), {"error": {"message": "it died"}}], "broke off: it died"),
+        ([chunk(content="a"), None], "broke off: the server closed it before its end"),
     ],
 )
 def test_what_goes_wrong_is_one_sentence(server: Stub, events: Any, sentence: str) -> None:

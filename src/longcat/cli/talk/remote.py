@@ -128,16 +128,24 @@ def _json(answer: HTTPResponse) -> dict[str, Any]:
 
 
 def _events(answer: HTTPResponse) -> Iterator[dict[str, Any]]:
-    """The objects of a stream of server-sent events."""
+    """The objects of a stream of server-sent events, which has an end of its own.
+
+    That the connection was lost is no error to http.client where it reads by lines.
+    """
+    ended = False
     try:
         for line in answer:
             if line.startswith(b"data:"):
                 data = line[5:].strip()
                 if data == b"[DONE]":
                     return
-                yield json.loads(data)
+                chunk = json.loads(data)
+                ended |= any(one.get("finish_reason") for one in chunk.get("choices", []))
+                yield chunk
     except (HTTPException, OSError, ValueError) as error:
         raise ValueError(f"chat: the stream broke off: {error}") from None
+    if not ended:
+        raise ValueError("chat: the stream broke off: the server closed it before its end")
 
 
 def _took(usage: dict[str, Any], seconds: float) -> Turn:
