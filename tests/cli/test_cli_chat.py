@@ -104,6 +104,12 @@ def test_a_mistake_is_told_on_a_terminal_and_ends_a_pipe() -> None:
         converse(Scripted(said), "a")
 
 
+def test_retry_asks_the_question_that_failed_and_takes_no_reply_back() -> None:
+    partner = Scripted(["One."], [ValueError("chat: no server answers")], ["Two."], ["Three."])
+    talk, _, _ = converse(partner, "a", "b", "/retry", "/retry", interactive=True)
+    assert [m["content"] for m in talk.session.messages] == ["a", "One.", "b", "Three."]
+
+
 def test_what_a_server_says_of_a_mistake_moves_no_cursor() -> None:
     said = [ValueError("chat: the server refuses (400): \x1b[2Jgone")]
     _, _, notes = converse(Scripted(said), "a", interactive=True)

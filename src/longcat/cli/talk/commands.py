@@ -16,10 +16,11 @@ class Leave(Exception):
 class Talk:
     """What commands may change.
 
-    colour  show what became of the drafts, instead of rendering Markdown
-    total   what all replies took together
-    file    where the session is saved after every reply, if anywhere
-    again   a question to ask anew
+    colour      show what became of the drafts, instead of rendering Markdown
+    total       what all replies took together
+    file        where the session is saved after every reply, if anywhere
+    again       a question to ask anew
+    unanswered  the last question where it got no reply, which the session does not keep
     """
 
     partner: Partner
@@ -28,6 +29,7 @@ class Talk:
     total: Turn = field(default_factory=Turn)
     file: Path | None = None
     again: str | None = None
+    unanswered: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,11 +73,12 @@ def _system(talk: Talk, rest: str) -> str:
 
 def _reset(talk: Talk, rest: str) -> str:
     talk.session.reset()
+    talk.unanswered = None
     return "forgotten; settings and system message stay"
 
 
 def _retry(talk: Talk, rest: str) -> str:
-    talk.again = talk.session.take_back()
+    talk.again = talk.unanswered or talk.session.take_back()
     if talk.again is None:
         raise ValueError("nothing has been asked yet")
     return "once more"
@@ -93,7 +96,7 @@ def _save(talk: Talk, rest: str) -> str:
 def _load(talk: Talk, rest: str) -> str:
     if not rest:
         raise ValueError("say what: /load FILE")
-    talk.session, talk.file = Session.load(Path(rest)), Path(rest)
+    talk.session, talk.file, talk.unanswered = Session.load(Path(rest)), Path(rest), None
     return f"{len(talk.session.messages)} messages from {rest}"
 
 

@@ -82,6 +82,7 @@ class Loop:
             self._note(f"and the answer to {_names_of(session.open_calls)}?")
             return
         heard = Heard()
+        self._talk.unanswered = text
         try:
             pieces = self._talk.partner.reply(session)
             stopped = self._show(pieces, heard)
@@ -91,6 +92,7 @@ class Loop:
             raise
         finally:
             if not heard.empty:
+                self._talk.unanswered = None
                 session.answer(heard.reply(self._talk.partner.finished))
                 self._after()
         if stopped:
