@@ -202,6 +202,14 @@ def test_no_server_is_one_sentence(
     assert shown.err.count("\n") == 1
 
 
+@pytest.mark.parametrize("choice", [["--only", "decode"], ["--rows", "bench"]])
+def test_what_chooses_among_our_own_rows_is_refused_with_a_server(
+    choice: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.main(["bench", "serve", "--url", "http://127.0.0.1:9", *choice]) == 2
+    assert "without --url" in capsys.readouterr().err
+
+
 def test_percentiles_are_in_milliseconds() -> None:
     assert percentiles([]) is None
     found = percentiles([0.001 * n for n in range(1, 101)])

@@ -93,6 +93,10 @@ def command(
     from longcat.cli.benchmarks import document
 
     if url is not None:
+        if only or rows:
+            raise typer.BadParameter(
+                "--only and --rows choose what is measured here, without --url"
+            )
         from longcat.cli.benchmarks.load import report
         from longcat.cli.benchmarks.load.traffic import Traffic
 
