@@ -148,3 +148,14 @@ def test_a_reader_that_goes_away_leaves_no_traceback(
     monkeypatch.setattr("sys.stdout", os.fdopen(writer, "w"))
     assert main.main(["generate", "--model", str(tiny_checkpoint), "--max-tokens", "9"]) == 1
     assert "error" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["serve", "chat", "evaluate"])
+def test_a_model_is_named_by_an_argument_or_by_an_option(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for named in (["no-such"], ["--model", "no-such"], ["no-such", "--model", "no-such"]):
+        assert main.main([command, *named, "--device", "none"]) == 2  # none ends it, at the latest
+        assert "no model 'no-such'" in capsys.readouterr().err
+    assert main.main([command, "nano", "--model", "runs/chat", "--device", "none"]) == 2
+    assert "nano and --model runs/chat: name one of them" in capsys.readouterr().err

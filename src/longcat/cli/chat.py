@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from longcat.cli.models import DTYPE_HELP, MODEL_DEFAULT, MODEL_HELP, Device, find_model, open_model
+from longcat.cli.models import (
+    DTYPE_HELP,
+    MODEL_DEFAULT,
+    MODEL_HELP,
+    Device,
+    ModelArgument,
+    find_model,
+    one_name,
+    open_model,
+)
 
 if TYPE_CHECKING:
     from longcat.cli.talk.local import LocalPartner
@@ -17,6 +26,7 @@ KEY_VARIABLE = "LONGCAT_API_KEY"
 
 
 def command(
+    named: ModelArgument = None,
     model: Annotated[
         str | None,
         typer.Option(help=f"{MODEL_HELP} With --url: its name there.", show_default=MODEL_DEFAULT),
@@ -64,7 +74,7 @@ def command(
 
     A model that was not fine-tuned on chats continues your text instead.
 
-    Example: longcat chat --model nano
+    Example: longcat chat nano
 
     A server: longcat chat --url http://127.0.0.1:8000 --session talk.json
     """
@@ -78,6 +88,7 @@ def command(
     if session is not None and not session.absolute().parent.is_dir():
         raise typer.BadParameter(f"--session: there is no folder {session.parent} to save to")
     saved = session is not None and session.exists()
+    model = one_name(named, model)
     said = Session.load(session) if session is not None and saved else Session()
     changes = {
         "temperature": temperature,

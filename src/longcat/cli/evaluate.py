@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from longcat.cli.models import MODEL_DEFAULT, MODEL_HELP, Device, find_model, open_model
+from longcat.cli.models import (
+    MODEL_DEFAULT,
+    MODEL_HELP,
+    Device,
+    ModelArgument,
+    find_model,
+    one_name,
+    open_model,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,6 +31,7 @@ _HELD_OUT = Path("data") / "held_out.jsonl"
 
 
 def command(
+    named: ModelArgument = None,
     model: Annotated[str | None, typer.Option(help=MODEL_HELP, show_default=MODEL_DEFAULT)] = None,
     data: Annotated[
         list[str] | None,
@@ -46,7 +55,7 @@ def command(
 ) -> None:
     """Score a checkpoint: bits per byte, FFN experts by kind, drafts, questions.
 
-    Example: longcat evaluate --model runs/quickstart --mtp
+    Example: longcat evaluate runs/quickstart --mtp
     """
     from longcat.train.choices import answer_questions, read_questions
     from longcat.train.classes import by_kind
@@ -54,7 +63,7 @@ def command(
     from longcat.train.exchange import limit_threads
 
     questions = None if choices is None else read_questions(choices)
-    found = find_model(model)
+    found = find_model(one_name(named, model))
     source, documents = _documents(found.directory, data)
     flash, tokenizer = open_model(found, "float32", device)
     limit_threads(1)

@@ -82,6 +82,16 @@ def find_model(name: str | None, runs: Path = RUNS) -> FoundModel:
     )
 
 
+def one_name(argument: str | None, option: str | None) -> str | None:
+    """What a command was told by its argument or by `--model`; None where by neither.
+
+    Raises typer.BadParameter where they name different models.
+    """
+    if None not in (argument, option) and argument != option:
+        raise typer.BadParameter(f"{argument} and --model {option}: name one of them")
+    return option if argument is None else argument
+
+
 def newest_run(runs: Path) -> Path | None:
     """The directory below `runs` (or `runs` itself) whose weights were written last."""
     if not runs.is_dir():
@@ -111,6 +121,10 @@ def shipped_nano() -> Path | None:
 _SHIPPED = shipped_nano() is not None
 MODEL_HELP = "A checkpoint directory, or nano." if _SHIPPED else "A checkpoint directory."
 MODEL_DEFAULT = "newest run, else shipped nano" if _SHIPPED else "the newest run"
+ModelArgument = Annotated[
+    str | None,
+    typer.Argument(metavar="MODEL", help="The same as --model.", show_default=False),
+]
 DTYPE_HELP = "float32, bfloat16, float16, float64, or int8: weights alone, on a CPU."
 Device = Annotated[
     str | None, typer.Option(help="cpu, cuda, ...", show_default="cuda if there is one")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from longcat.cli import serve_options as opt
-from longcat.cli.models import Device, FoundModel, find_model
+from longcat.cli.models import Device, FoundModel, ModelArgument, find_model, one_name
 
 if TYPE_CHECKING:
     from longcat.serve import EngineConfig
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 
 def command(
+    named: ModelArgument = None,
     model: opt.Model = None,
     host: opt.Host = "127.0.0.1",
     port: opt.Port = 8000,
@@ -52,9 +53,9 @@ def command(
     The engine runs in a process of its own and is started again if it dies. Ctrl-C lets what runs
     finish.
 
-    Example: longcat serve --model nano --port 8000
+    Example: longcat serve nano --port 8000
 
-    With a key: LONGCAT_API_KEY=secret longcat serve --model nano --host 0.0.0.0
+    With a key: LONGCAT_API_KEY=secret longcat serve nano --host 0.0.0.0
     """
     import torch
 
@@ -66,7 +67,7 @@ def command(
         raise typer.BadParameter(f"--no-speculative contradicts --drafts {drafts}")
     if exact and weights(dtype)[0] not in (torch.float32, torch.float64):
         raise typer.BadParameter(f"--exact computes in float32 or float64, not in {dtype}")
-    found = find_model(model)
+    found = find_model(one_name(named, model))
     engine = EngineConfig(
         page_size=page_size,
         num_pages=pages,
