@@ -158,8 +158,7 @@ def _greet(found: FoundModel, service: "Service", listener: socket.socket) -> No
         f"at {address}: a page for a browser, /v1 for clients of the OpenAI API, /metrics for "
         "Prometheus",
         _speculation(info.has_draft_head, info.speculative),
-        f"up to {min(info.max_position, info.pool_tokens)} tokens a sequence, {info.pool_tokens} "
-        "in the latent cache, "
+        f"up to {info.longest} tokens a sequence, {info.pool_tokens} in the latent cache, "
         f"{info.max_running} sequences at once, {config.max_queue} more may wait",
         "structured output on" if service.constraints else "structured output off: no llguidance",
         "chat in the " + service.tokenizer.chat.name + " format"

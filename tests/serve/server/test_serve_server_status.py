@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -21,6 +22,17 @@ def test_the_one_model_is_listed_with_its_longest_sequence(ask: Ask) -> None:
         assert [model["id"] for model in told["data"]] == ["tiny"]
         assert told["data"][0]["max_model_len"] == 200
         assert (await server.client.get("/v1/models/tiny")).json() == told["data"][0]
+
+    ask(scenario)
+
+
+def test_the_longest_sequence_is_what_the_cache_can_hold(ask: Ask) -> None:
+    async def scenario(server: Any) -> None:
+        server.engine.info = replace(server.engine.info, pool_tokens=48)
+        listed = (await server.client.get("/v1/models")).json()["data"][0]
+        counted = (await server.post("/tokenize", {"prompt": "a"})).json()
+        watched = (await server.client.get("/stats")).json()
+        assert [told["max_model_len"] for told in (listed, counted, watched)] == [48] * 3
 
     ask(scenario)
 

@@ -39,7 +39,7 @@ def page(service: Service) -> APIRouter:
             "model": service.config.model_name,
             "chat": service.tokenizer.chat is not None,
             "speculative": engine.info.speculative,
-            "max_model_len": engine.info.max_position,
+            "max_model_len": engine.info.longest,
             "state": engine.state,
             "restarts": engine.restarts,
             "inside": service.gate.inside,

@@ -118,7 +118,7 @@ class Service:
                     param=param,
                     code="invalid_value",
                 )
-        window = min(self.engine.info.max_position, self.engine.info.pool_tokens)
+        window = self.engine.info.longest
         longest = min(self.config.max_prompt_tokens or window, window - 1)
         if len(prompt) > longest:
             raise ApiError(

@@ -22,7 +22,7 @@ def status(service: Service) -> APIRouter:
             "object": "model",
             "created": service.created,
             "owned_by": "longcat",
-            "max_model_len": service.engine.info.max_position,
+            "max_model_len": service.engine.info.longest,
         }
 
     @router.get("/v1/models/", include_in_schema=False)

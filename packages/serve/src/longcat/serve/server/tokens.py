@@ -58,7 +58,7 @@ def tokens(service: Service) -> APIRouter:
         return {
             "tokens": ids,
             "count": len(ids),
-            "max_model_len": service.engine.info.max_position,
+            "max_model_len": service.engine.info.longest,
         }
 
     @router.post("/detokenize", **described(DetokenizeRequest, Detokenized))

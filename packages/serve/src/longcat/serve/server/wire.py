@@ -20,7 +20,7 @@ _LENGTH = struct.Struct(">I")
 class EngineInfo:
     """What the front needs to know of an engine that is ready.
 
-    max_position    longest sequence, prompt and generated tokens together
+    max_position    positions that the model knows
     eos_token_id    the token that ends a text, or None
     max_running     sequences that are computed together
     pool_tokens     tokens that the latent cache holds in all
@@ -35,6 +35,11 @@ class EngineInfo:
     pool_tokens: int
     has_draft_head: bool
     speculative: bool
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence, prompt and generated ones together."""
+        return min(self.max_position, self.pool_tokens)
 
 
 @dataclass(frozen=True, kw_only=True)
