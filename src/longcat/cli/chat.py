@@ -123,8 +123,8 @@ def _local(name: str | None, dtype: str, device: str | None) -> "LocalPartner":
 
 
 def _greeting(partner: "Partner") -> str:
-    from longcat.cli.stream import CONTROL
+    from longcat.cli.stream import harmless
 
     kind = "" if partner.chats else " It has learned no chats: it continues what you write."
-    name = CONTROL.sub("\N{REPLACEMENT CHARACTER}", partner.name)  # as a server gives it
+    name = harmless(partner.name)  # as a server gives it
     return f"{name}.{kind} /help lists the commands."

@@ -45,10 +45,10 @@ def sentence(error: Exception) -> str:
         said = f"not enough memory: {error}; use a smaller model, batch or dtype"
     else:
         said = f"this is a mistake in longcat: {type(error).__name__}: {error} {_HINT}"
-    from longcat.cli.stream import CONTROL
+    from longcat.cli.stream import harmless
 
     # What a file or a server is called, and what a server says, may hold anything.
-    said = CONTROL.sub("\N{REPLACEMENT CHARACTER}", " ".join(said.split()))
+    said = harmless(" ".join(said.split()))
     return said or f"{type(error).__name__} {_HINT}"
 
 

@@ -8,15 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from longcat.cli.models import (
-    MODEL_DEFAULT,
-    MODEL_HELP,
-    Device,
-    ModelArgument,
-    find_model,
-    one_name,
-    open_model,
-)
+from longcat.cli.models import Device, Model, ModelArgument, find_model, one_name, open_model
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,7 +24,7 @@ _HELD_OUT = Path("data") / "held_out.jsonl"
 
 def command(
     named: ModelArgument = None,
-    model: Annotated[str | None, typer.Option(help=MODEL_HELP, show_default=MODEL_DEFAULT)] = None,
+    model: Model = None,
     data: Annotated[
         list[str] | None,
         typer.Option(

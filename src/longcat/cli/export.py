@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from longcat.cli.models import MODEL_DEFAULT, MODEL_HELP, find_model, torch_dtype
+from longcat.cli.models import Model, find_model, torch_dtype
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
@@ -22,7 +22,7 @@ class Format(StrEnum):
 
 def command(
     out: Annotated[Path, typer.Option(help="The directory to write.")],
-    model: Annotated[str | None, typer.Option(help=MODEL_HELP, show_default=MODEL_DEFAULT)] = None,
+    model: Model = None,
     format: Annotated[
         Format,
         typer.Option(

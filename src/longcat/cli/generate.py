@@ -13,10 +13,9 @@ import typer
 
 from longcat.cli.models import (
     DTYPE_HELP,
-    MODEL_DEFAULT,
-    MODEL_HELP,
     Device,
     FoundModel,
+    Model,
     find_model,
     open_model,
 )
@@ -38,7 +37,7 @@ class Backend(StrEnum):
 
 
 def command(
-    model: Annotated[str | None, typer.Option(help=MODEL_HELP, show_default=MODEL_DEFAULT)] = None,
+    model: Model = None,
     prompt: Annotated[str, typer.Option(help="Text to continue; - reads standard input.")] = "",
     chat: Annotated[
         bool, typer.Option("--chat", help="The prompt is a user's message; print the reply.")

@@ -121,6 +121,7 @@ def shipped_nano() -> Path | None:
 _SHIPPED = shipped_nano() is not None
 MODEL_HELP = "A checkpoint directory, or nano." if _SHIPPED else "A checkpoint directory."
 MODEL_DEFAULT = "newest run, else shipped nano" if _SHIPPED else "the newest run"
+Model = Annotated[str | None, typer.Option(help=MODEL_HELP, show_default=MODEL_DEFAULT)]
 ModelArgument = Annotated[
     str | None,
     typer.Argument(metavar="MODEL", help="The same as --model.", show_default=False),

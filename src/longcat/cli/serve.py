@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from longcat.cli import serve_options as opt
-from longcat.cli.models import Device, FoundModel, ModelArgument, find_model, one_name
+from longcat.cli.models import Device, FoundModel, Model, ModelArgument, find_model, one_name
 
 if TYPE_CHECKING:
     from longcat.serve import EngineConfig
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def command(
     named: ModelArgument = None,
-    model: opt.Model = None,
+    model: Model = None,
     host: opt.Host = "127.0.0.1",
     port: opt.Port = 8000,
     name: opt.Name = None,

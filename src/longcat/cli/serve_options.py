@@ -5,11 +5,10 @@ from typing import Annotated
 
 import typer
 
-from longcat.cli.models import DTYPE_HELP, MODEL_DEFAULT, MODEL_HELP
+from longcat.cli.models import DTYPE_HELP
 
 KEY_VARIABLE = "LONGCAT_API_KEY"
 
-Model = Annotated[str | None, typer.Option(help=MODEL_HELP, show_default=MODEL_DEFAULT)]
 Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")]
 Name = Annotated[

@@ -7,7 +7,12 @@ from collections.abc import Callable
 from rich.console import Console
 
 # Control characters that could move the cursor or change the terminal; newline and tab stay.
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def harmless(text: str) -> str:
+    """The text with a replacement character for each character that could."""
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 class TokenPrinter:
@@ -47,7 +52,7 @@ class TokenPrinter:
         if not text:
             return
         if self._console.is_terminal:
-            text = CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+            text = harmless(text)
             self._console.out(text, style=style, end="", highlight=False)
         else:
             self._console.file.write(text)

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 
 from longcat.chat import Call, CallDelta, Reply
-from longcat.cli.stream import CONTROL
+from longcat.cli.stream import harmless
 from longcat.cli.talk.commands import Leave, Talk, run
 from longcat.cli.talk.lines import read_message, unseen
 from longcat.cli.talk.partner import Piece
@@ -145,7 +145,7 @@ class Loop:
 
     def _note(self, text: str, style: str = "note") -> None:
         if text:
-            text = CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)  # names and errors of a server
+            text = harmless(text)  # names and errors of a server
             self._notes.print(text, style=style, soft_wrap=not self._interactive, markup=False)
 
 

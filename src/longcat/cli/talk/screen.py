@@ -17,7 +17,7 @@ from rich.segment import Segment
 from rich.text import Text
 
 from longcat.chat import CallDelta
-from longcat.cli.stream import CONTROL, TokenPrinter
+from longcat.cli.stream import TokenPrinter, harmless
 from longcat.cli.talk.partner import Piece
 
 _REDRAWS_PER_SECOND = 12
@@ -69,7 +69,7 @@ class MarkdownScreen:
             text = _call_text(piece.delta, first=self._empty)
         else:
             text = piece.delta.text
-        self._add(CONTROL.sub("\N{REPLACEMENT CHARACTER}", text))
+        self._add(harmless(text))
 
     def close(self) -> None:
         """The reply is over: what is left is printed for good."""
